@@ -1,0 +1,1 @@
+"""dmcore: Linux device-mapper in pure Python."""

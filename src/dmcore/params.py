@@ -1,0 +1,144 @@
+"""Words of kernel text: the only place that splits, quotes and converts them.
+
+The kernel's own rules: `dm_split_args` (drivers/md/dm-table.c) for words, `sscanf`-style numbers that wrap,
+`kstrto*` numbers that do not, and `dm_read_arg` for numbers with a range.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from dmcore.errors import ParseError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["U32_MAX", "U64_MAX", "Tokens", "quote", "split_words"]
+
+U32_MAX = 2**32 - 1
+U64_MAX = 2**64 - 1
+
+_SPACE = " \t\n\v\f\r\xa0"
+_QUOTED = re.compile(r"[\s\xa0\\]")
+_DIGITS = re.compile(r"[0-9]+")
+
+
+def split_words(text: str) -> list[str]:
+    """Split as the kernel does: at runs of white space; a backslash takes the next character as it is and goes.
+
+    A backslash at the very end stays. An empty word cannot be written.
+    """
+    words: list[str] = []
+    word: list[str] = []
+    escaped = False
+    for char in text:
+        if escaped:
+            word.append(char)
+            escaped = False
+        elif char == "\\":
+            escaped = True
+        elif char in _SPACE:
+            if word:
+                words.append("".join(word))
+                word = []
+        else:
+            word.append(char)
+    if escaped:
+        word.append("\\")
+    if word:
+        words.append("".join(word))
+    return words
+
+
+def quote(word: str) -> str:
+    """Return `word` so that `split_words` (and the kernel) reads it back as one word.
+
+    Raises:
+        ValueError: An empty word, or one with NUL: the kernel's text cannot hold them.
+    """
+    if not word or "\0" in word:
+        message = f"{word!r} cannot be a word of kernel text"
+        raise ValueError(message)
+    return _QUOTED.sub(lambda match: "\\" + match[0], word)
+
+
+class Tokens:
+    """A cursor over the words of one text; every failure names the word and its position."""
+
+    def __init__(self, text: str, *, target: str = "") -> None:
+        self.text = text
+        self.target = target
+        self._words = split_words(text)
+        self._index = 0
+
+    def __len__(self) -> int:
+        """How many words are left."""
+        return len(self._words) - self._index
+
+    def __iter__(self) -> Iterator[str]:
+        while len(self):
+            yield self.word("a word")
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """The words not yet taken."""
+        return tuple(self._words[self._index :])
+
+    def error(self, expected: str, *, back: int = 0) -> ParseError:
+        """Return the error for the current word (`back`=1: the one just taken)."""
+        index = self._index - back
+        word = self._words[index] if index < len(self._words) else None
+        return ParseError(self.text, index, word, expected, self.target)
+
+    def peek(self) -> str | None:
+        """Return the current word without taking it; None at the end."""
+        return self._words[self._index] if len(self) else None
+
+    def word(self, expected: str) -> str:
+        """Take one word, whatever it is."""
+        if not len(self):
+            raise self.error(expected)
+        word = self._words[self._index]
+        self._index += 1
+        return word
+
+    def keyword(self, *choices: str) -> str:
+        """Take one of `choices`, in any case (`strcasecmp`); returns it as spelled in `choices`."""
+        expected = " or ".join(choices)
+        word = self.word(expected)
+        for choice in choices:
+            if choice.lower() == word.lower():
+                return choice
+        raise self.error(expected, back=1)
+
+    def _digits(self, expected: str, *, plus: bool = False) -> int:
+        word = self.word(expected)
+        if plus and word.startswith("+"):
+            word = word[1:]
+        if not _DIGITS.fullmatch(word) or not word.isascii():
+            raise self.error(expected, back=1)
+        return int(word)
+
+    def wrapping(self, expected: str, *, bits: int = 64) -> int:
+        """Take a number as `sscanf("%u"/"%llu")` does: decimal digits; a value too large wraps."""
+        return self._digits(expected) % (1 << bits)
+
+    def strict(self, expected: str, *, bits: int = 32) -> int:
+        """Take a number as `kstrtouint`/`kstrtoull` base 10 do: one leading `+` allowed, too large is an error."""
+        value = self._digits(expected, plus=True)
+        if value >= 1 << bits:
+            raise self.error(f"{expected} (at most {bits} bits)", back=1)
+        return value
+
+    def ranged(self, expected: str, low: int, high: int) -> int:
+        """Take a number as `dm_read_arg` does: `wrapping` in 32 bits, then within `low`..`high`."""
+        value = self.wrapping(expected, bits=32)
+        if not low <= value <= high:
+            raise self.error(f"{expected} ({low}..{high})", back=1)
+        return value
+
+    def done(self) -> None:
+        """Raise ParseError if a word is left."""
+        if len(self):
+            raise self.error("the end")
