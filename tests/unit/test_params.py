@@ -1,0 +1,72 @@
+"""Words of kernel text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmcore.errors import ParseError
+from dmcore.params import Tokens, quote, split_words
+
+WORDS = st.text(st.characters(blacklist_characters="\0", max_codepoint=255), min_size=1)
+
+
+@given(st.lists(WORDS))
+def test_quoted_words_come_back(words):
+    assert split_words(" ".join(map(quote, words))) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", []), (" \t\n ", []), ("a  b\tc", ["a", "b", "c"]), (r"a\ b c", ["a b", "c"]), ("a\\", ["a\\"]),
+        (r"\\", ["\\"]), (r"a\bc", ["abc"]), ("\\", ["\\"]),
+    ],
+)  # fmt: skip
+def test_kernel_splitting(text, words):
+    assert split_words(text) == words
+
+
+@pytest.mark.parametrize("word", ["", "a\0b"])
+def test_what_cannot_be_a_word(word):
+    with pytest.raises(ValueError, match="cannot be a word"):
+        quote(word)
+
+
+def test_numbers_that_wrap_and_numbers_that_do_not():
+    tokens = Tokens(f"{2**64 + 5} {2**32 + 7} +12 4294967295")
+    assert tokens.wrapping("offset") == 5
+    assert tokens.wrapping("delay", bits=32) == 7
+    assert tokens.strict("chunk") == 12
+    assert tokens.strict("chunk") == 2**32 - 1
+    tokens.done()
+
+
+@pytest.mark.parametrize("word", ["0x1", "-1", "1a", "", "1.0", "٣"])
+def test_what_is_no_number(word):
+    tokens = Tokens(f"7:0 {word}", target="linear")
+    tokens.word("device")
+    with pytest.raises(ParseError) as caught:
+        tokens.wrapping("offset")
+    assert caught.value.index == 1
+    assert "linear" in str(caught.value)
+    assert "expected offset" in str(caught.value)
+
+
+def test_a_number_out_of_range_names_the_range():
+    with pytest.raises(ParseError, match=r"word 1 is '256', expected value \(0\.\.255\)"):
+        Tokens("256").ranged("value", 0, 255)
+    with pytest.raises(ParseError, match="at most 32 bits"):
+        Tokens("4294967296").strict("chunk")
+
+
+def test_keywords_in_any_case_and_what_is_left():
+    tokens = Tokens("DROP_writes x")
+    assert tokens.keyword("error_writes", "drop_writes") == "drop_writes"
+    assert tokens.left == ("x",)
+    with pytest.raises(ParseError, match="expected the end"):
+        tokens.done()
+    assert list(tokens) == ["x"]
+    with pytest.raises(ParseError, match="word 3 is missing, expected a or b"):
+        tokens.keyword("a", "b")
