@@ -1,0 +1,58 @@
+# pytest-dm: `make demo` shows it, `make test` tests all of it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
+
+# What the examples need of the distribution; the guest kernels are fetched by pytest-dm itself, without root.
+DEMO_PACKAGES = python3-venv e2fsprogs
+TEST_PACKAGES = $(DEMO_PACKAGES) dmsetup xfsprogs btrfs-progs gcc make libelf1 zstd qemu-system-x86 udev
+
+.PHONY: demo test test-host test-kernels test-qemu test-wheel lint bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/pytest examples --dm-vm
+
+test: lint test-host test-kernels test-qemu test-wheel
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# Pure tests, and those that boot guests of their own.
+test-host: $(VENV)/.test
+	$(BIN)/pytest tests -m "not dm"
+
+# Every test that needs a kernel, on each of the three UML kernels, in a guest per core.
+test-kernels: $(VENV)/.test
+	$(BIN)/pytest tests examples -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-require
+
+test-qemu: $(VENV)/.test
+	$(BIN)/pytest examples tests/kernel/test_dmsetup_agrees.py -m dm --dm-vm=qemu --dm-kernel=debian-6.1 --dm-kernel=debian-6.12 --dm-require
+
+test-wheel: $(VENV)/.test
+	$(BIN)/python tests/tools/check_wheel.py
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/run.py
+
+$(VENV)/.demo: pyproject.toml
+	@$(call ensure,$(DEMO_PACKAGES))
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	@$(call ensure,$(TEST_PACKAGES))
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+# Install what is missing of the packages named, and say so.
+ensure = missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then echo "installing:" $$missing; \
+	$(SUDO) apt-get update -qq; DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing; fi
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,88 @@
+"""Scheduling of a suite that runs once per kernel: each kernel's workers share that kernel's run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xdist.scheduler import LoadScheduling
+from xdist.workermanage import parse_tx_spec_config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pytest
+    from xdist.remote import Producer
+    from xdist.workermanage import WorkerController
+
+__all__ = ["KernelScheduling", "kernel_of"]
+
+
+def kernel_of(node: WorkerController) -> str:
+    """Return the kernel that a worker's guest runs."""
+    return str(node.gateway.spec.dm_kernel)
+
+
+class KernelScheduling:
+    """xdist's `Scheduling` protocol: one `LoadScheduling` per kernel, workers taken to their kernel's."""
+
+    def __init__(self, config: pytest.Config, log: Producer, kernels: Sequence[str]) -> None:
+        self._parts: dict[str, LoadScheduling] = {}
+        workers = len(parse_tx_spec_config(config))
+        for number, kernel in enumerate(kernels):
+            part = LoadScheduling(config, log)
+            part.numnodes = len(range(number, workers, len(kernels)))
+            self._parts[kernel] = part
+
+    def _part(self, node: WorkerController) -> LoadScheduling:
+        return self._parts[kernel_of(node)]
+
+    @property
+    def nodes(self) -> list[WorkerController]:
+        """All workers."""
+        return [node for part in self._parts.values() for node in part.nodes]
+
+    @property
+    def collection_is_completed(self) -> bool:
+        """Whether every first worker of every kernel has collected."""
+        return all(part.collection_is_completed for part in self._parts.values())
+
+    @property
+    def tests_finished(self) -> bool:
+        """Whether no kernel has tests to hand out."""
+        return all(part.tests_finished for part in self._parts.values())
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether any kernel has tests that have not ended."""
+        return any(part.has_pending for part in self._parts.values())
+
+    def add_node(self, node: WorkerController) -> None:
+        """Take a worker in."""
+        self._part(node).add_node(node)
+
+    def add_node_collection(self, node: WorkerController, collection: Sequence[str]) -> None:
+        """Take a worker's collected ids."""
+        self._part(node).add_node_collection(node, collection)
+
+    def mark_test_complete(self, node: WorkerController, item_index: int, duration: float = 0) -> None:
+        """Note that a worker ended a test."""
+        self._part(node).mark_test_complete(node, item_index, duration)
+
+    def mark_test_pending(self, item: str) -> None:
+        """Hand a test out again, on the kernel whose suite has it."""
+        for part in self._parts.values():
+            if part.collection is not None and item in part.collection:
+                part.mark_test_pending(item)
+
+    def remove_pending_tests_from_node(self, node: WorkerController, indices: Sequence[int]) -> None:
+        """Take tests back from a worker."""
+        self._part(node).remove_pending_tests_from_node(node, indices)
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Drop a worker; returns the test it was running, if it died in one."""
+        return self._part(node).remove_node(node)
+
+    def schedule(self) -> None:
+        """Hand out tests."""
+        for part in self._parts.values():
+            part.schedule()

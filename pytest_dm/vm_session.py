@@ -1,0 +1,243 @@
+"""Host side of a session in guests: every guest is a pytest-xdist worker.
+
+xdist is the engine: it starts one worker process per guest (`dmvm.worker`, which boots the guest and carries execnet's
+pipes into it), hands out tests, replaces workers that die. This plugin chooses the kernel, has it fetched, tells each
+worker which kernel to boot, and turns a lost guest into a failed report that shows the end of its console.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from dmcore.errors import DmError
+from dmcore.owner import PREFIX, Owner
+from pytest_dm.kernel_scheduling import KernelScheduling, kernel_of
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    import execnet
+    from xdist.remote import Producer
+    from xdist.scheduler import Scheduling
+    from xdist.workermanage import WorkerController
+
+    from pytest_dm.options import Options
+
+__all__ = ["PLUGIN_NAME", "VmSession", "distribute"]
+
+PLUGIN_NAME = "dm-vm-session"
+_MAX_LOST_GUESTS = 64
+_MAX_STILLBORN = 3
+_CONSOLE_LINES = 60
+
+
+class Loss(NamedTuple):
+    """Why a guest is gone.
+
+    Attributes:
+        reason: One line.
+        console: The last lines of its console.
+        seconds: How long the test had run.
+    """
+
+    reason: str
+    console: str
+    seconds: float
+
+
+def distribute(config: pytest.Config, options: Options) -> None:
+    """Make xdist run this session in guests: as many workers as `-n` says, at least one per kernel.
+
+    Raises:
+        pytest.UsageError: With options that cannot work across machines.
+    """
+    option = config.option
+    if getattr(option, "usepdb", False):
+        command = shlex.join(["pytest-dm", "vm", "run", "pytest", *map(str, config.invocation_params.args)])
+        message = f"--pdb needs a terminal in the guest, which workers lack; try: {command} (without --dm-vm)"
+        raise pytest.UsageError(message)
+    if not config.pluginmanager.hasplugin("xdist"):
+        message = "--dm-vm runs tests as pytest-xdist workers, but xdist is disabled; drop '-p no:xdist'"
+        raise pytest.UsageError(message)
+    workers = max(option.numprocesses or 1, len(options.kernels) or 1)
+    option.numprocesses = workers
+    option.tx = ["popen"] * workers
+    if option.dist == "no":
+        option.dist = "load"
+    if option.maxworkerrestart is None:
+        option.maxworkerrestart = str(_MAX_LOST_GUESTS)
+
+
+class VmSession:
+    """xdist hooks of the controller; registered only when tests run in guests."""
+
+    def __init__(self, config: pytest.Config, options: Options) -> None:
+        self.config = config
+        self.options = options
+        self.kernels: tuple[str, ...] = ()
+        self.machines: dict[str, str] = {}
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{Owner.current().tag}-"))
+        self._losses: dict[str, Loss] = {}
+        self._began: dict[str, float] = {}
+        self._stillborn = 0
+
+    def _say(self, line: str) -> None:
+        reporter = self.config.pluginmanager.getplugin("terminalreporter")
+        if reporter is not None and self.config.option.verbose >= 0:
+            reporter.write_line(f"dm: {line}")
+
+    def _prepare(self) -> None:
+        """Choose machine and kernels, and have the kernels ready on disk; slow only the first time."""
+        from dmvm import machine, store  # noqa: PLC0415 - only a session in guests pays for it
+
+        chosen: list[str] = []
+        for asked in self.options.kernels or (None,):
+            kind, name = machine.choose(self.options.vm or "auto", asked)
+            store.ensure(name, progress=self._say)
+            chosen.append(name)
+            self.machines[name] = kind
+        self.kernels = tuple(dict.fromkeys(chosen))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        """Have every kernel ready before xdist starts workers."""
+        try:
+            self._prepare()
+        except DmError as error:
+            self.pytest_unconfigure()
+            raise pytest.UsageError(str(error)) from error
+
+    @pytest.hookimpl
+    def pytest_report_header(self) -> str:
+        """Say what the tests run on."""
+        where = ", ".join(f"{name} ({self.machines[name]})" for name in self.kernels)
+        count = len(self.config.option.tx)
+        return f"dm: in {count} guest{'s' if count > 1 else ''}: {where}"
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_xdist_setupnodes(self, specs: Sequence[execnet.XSpec]) -> None:
+        """Give each worker its command: a guest of one of the kernels, in turn."""
+        for number, spec in enumerate(specs):
+            kernel = self.kernels[number % len(self.kernels)]
+            spec.python = shlex.join(self._command(kernel))
+            setattr(spec, "dm_kernel", kernel)  # noqa: B010 - XSpec is a bag of attributes
+
+    def _command(self, kernel: str) -> list[str]:
+        return [
+            sys.executable, "-m", "dmvm.worker", "--kernel", kernel, "--exchange-root", str(self.folder),
+            "--", sys.executable,
+        ]  # fmt: skip
+
+    @pytest.hookimpl
+    def pytest_configure_node(self, node: WorkerController) -> None:
+        """Tell the worker which kernel it is on, where results depend on it."""
+        if len(self.kernels) > 1:
+            node.workerinput["dm_kernel"] = kernel_of(node)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> Scheduling | None:
+        """With several kernels every test runs once per kernel; else xdist's own choice stands."""
+        if len(self.kernels) < 2:
+            return None
+        return KernelScheduling(config, log, self.kernels)
+
+    @pytest.hookimpl
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Remember when the test began, for the duration of a lost one."""
+        self._began[nodeid] = time.monotonic()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_testnodedown(self, node: WorkerController, error: object | None) -> None:
+        """Find out why a guest is gone; stop if guests keep dying before they run anything."""
+        if not error:
+            return
+        self._losses[node.gateway.id] = loss = self._loss(node)
+        session = self.config.pluginmanager.getplugin("dsession")
+        in_schedule = session.sched is not None and node in session.sched.nodes
+        if not in_schedule or not session.sched.has_pending:
+            self._stillborn += 1
+            self._say(f"{node.gateway.id}: {loss.reason}")
+        if self._stillborn >= _MAX_STILLBORN:
+            session._max_worker_restart = 0  # noqa: SLF001 - the bound xdist itself would use
+
+    def _loss(self, node: WorkerController) -> Loss:
+        process: Any = getattr(getattr(node.gateway, "_io", None), "popen", None)
+        if process is None:
+            return Loss(f"guest {node.gateway.id} is gone", "", 0.0)
+        try:
+            status = process.wait(timeout=20)
+        except Exception:  # noqa: BLE001 - subprocess.TimeoutExpired of whatever execution model execnet uses
+            process.kill()
+            status = process.wait()
+        record = self.folder / str(process.pid) / "lost.json"
+        if not record.exists():
+            return Loss(
+                f"the guest's worker process ended with status {status}", self._console(process.pid), 0.0
+            )
+        lost = json.loads(record.read_text(encoding="utf-8"))
+        return Loss(str(lost["reason"]), str(lost.get("console_tail") or self._console(process.pid)), 0.0)
+
+    def _console(self, pid: int) -> str:
+        log = self.folder / str(pid) / "console.log"
+        if not log.exists():
+            return ""
+        return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_CONSOLE_LINES:])
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
+        """Make the report of a lost guest say what happened; it counts as the test's own failure."""
+        node: WorkerController = report.node  # type: ignore[attr-defined]
+        loss = self._losses.get(node.gateway.id)
+        self._stillborn = 0
+        report.when = "call"
+        path, _, name = crashitem.partition("::")
+        report.location = (path, None, name.replace("::", "."))
+        report.duration = time.monotonic() - self._began.get(crashitem, time.monotonic())
+        if loss is None:
+            return
+        report.longrepr = (
+            f"{loss.reason}\nThe guest ({kernel_of(node)}) was lost; the other tests go on in a fresh one."
+        )
+        if loss.console:
+            report.sections.append((f"console of the lost guest (last {_CONSOLE_LINES} lines)", loss.console))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        """Keep xdist from booting a replacement that would have nothing to run."""
+        session = self.config.pluginmanager.getplugin("dsession")
+        if session is not None:
+            clone = session._clone_node  # noqa: SLF001 - xdist has no hook for it
+
+            def clone_if_needed(node: WorkerController) -> WorkerController | None:
+                if session.sched.collection_is_completed and not session.sched.has_pending:
+                    return None
+                return clone(node)
+
+            session._clone_node = clone_if_needed  # noqa: SLF001
+        return (yield)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_unconfigure(self) -> None:
+        """Keep the artifacts, remove the rest."""
+        if self.options.artifacts is not None:
+            for made in sorted(self.folder.glob("*/artifacts")):
+                shutil.copytree(made, self.options.artifacts, dirs_exist_ok=True)
+            for log in sorted(self.folder.glob("*/console.log")):
+                self.options.artifacts.mkdir(parents=True, exist_ok=True)
+                shutil.copy(log, self.options.artifacts / f"console-{log.parent.name}.log")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def in_guest() -> bool:
+    """Whether this very process runs in a guest of ours."""
+    return "PYTEST_DM_GUEST" in os.environ
