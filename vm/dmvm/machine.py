@@ -1,0 +1,295 @@
+"""Boots a guest and ends it: one start for both machines, with a deadline, one retry, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from dmcore.errors import SpecError, VmBootFailed, VmError
+from dmvm import guest_init, launch, uml
+from dmvm.console import Console
+from dmvm.relay import Decoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from dmvm.kernels import GuestKernel
+
+__all__ = ["CONTROL", "Guest", "boot_seconds", "start", "visible_paths"]
+
+CONTROL: Final = ".dm"
+"""Folder of ours in the exchange; removed with the machine."""
+
+_OWN_FOLDERS: Final = tuple(map(Path, ("/tmp", "/run", "/dev", "/var/run")))  # noqa: S108 - the guest has its own
+_BOOT_SECONDS: Final = {"uml": 20.0, "kvm": 20.0, "tcg": 60.0}
+_NOTHING: Final = "the guest kernel wrote nothing at all"
+
+
+def _quiet(_text: str) -> None:
+    """Tell nobody."""
+
+
+def boot_seconds(machine: str) -> float:
+    """Seconds a boot may take ("uml", "kvm" or "tcg"), scaled by PYTEST_DM_SLOW (a factor, default 1).
+
+    Raises:
+        SpecError: PYTEST_DM_SLOW is not a positive number.
+    """
+    return _BOOT_SECONDS[machine] * slowness()
+
+
+def slowness() -> float:
+    """Return PYTEST_DM_SLOW: by what factor this machine may be slower than deadlines assume.
+
+    Raises:
+        SpecError: It is not a positive number.
+    """
+    text = os.environ.get("PYTEST_DM_SLOW", "1")
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < 1e6:
+        raise SpecError("PYTEST_DM_SLOW", text, "a factor by which deadlines are stretched, such as 3")
+    return factor
+
+
+def visible_paths(wanted: Iterable[str | Path], exchange: Path) -> list[str]:
+    """Return the paths to show in the guest although they lie below a folder that is the guest's own.
+
+    Paths elsewhere need nothing, those in the exchange folder are there anyway, and one inside another is covered.
+    """
+    paths = {Path(os.path.normpath(path)) for path in wanted if str(path).startswith("/")}
+    hidden = sorted(path for path in paths if any(path.is_relative_to(own) for own in _OWN_FOLDERS))
+    shown: list[Path] = []
+    for path in hidden:
+        covered = any(path.is_relative_to(other) for other in (*shown, exchange))
+        if not covered and path.exists() and path not in map(Path, ("/dev", "/run", "/var/run")):
+            shown.append(path)
+    return [str(path) for path in shown]
+
+
+@dataclass
+class Guest:
+    """A booted machine whose agent waits for a job on the line.
+
+    Attributes:
+        kernel: What runs.
+        exchange: The one host folder that the guest can write.
+        line: Socket to the guest's agent; non-blocking.
+        decoder: The frames' state on that line.
+        console: Its console, watched.
+        release: The running kernel's release.
+        guard: What keeps the guest off the host's files ("mounts", "landlock", "none", "qemu"), with reasons.
+        seconds: How long the boot took.
+    """
+
+    kernel: GuestKernel
+    exchange: Path
+    line: socket.socket
+    decoder: Decoder
+    console: Console
+    keeper: subprocess.Popen[bytes]
+    life: int
+    release: str = ""
+    guard: str = ""
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list[str])
+
+    def console_tail(self, lines: int = 60) -> str:
+        """Return the console's last lines."""
+        return self.console.tail(lines)
+
+    def ended(self, seconds: float = 0.0) -> str:
+        """Return how the machine's process ended by itself, "" if it runs after waiting `seconds`."""
+        try:
+            status = self.keeper.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return ""
+        return f"was killed by signal {status - 128}" if status > 128 else f"ended with status {status}"
+
+    def kill(self) -> None:
+        """End the machine at once; returns when no process of it is left. Safe to call twice.
+
+        Raises:
+            VmError: A process of it does not die within 25 s (stuck in the host's kernel).
+        """
+        if self.life < 0:
+            return
+        os.close(self.life)
+        self.life = -1
+        self.line.close()
+        try:
+            self.keeper.wait(25)
+        except subprocess.TimeoutExpired as error:
+            self.keeper.kill()
+            self.keeper.wait()
+            raise VmError("a process of the guest does not die", self.console_tail()) from error
+        finally:
+            self.console.close()
+
+
+def start(
+    kernel: GuestKernel,
+    *,
+    exchange: Path,
+    memory_mb: int = 1024,
+    visible: Sequence[str | Path] = (),
+    guard: str = "auto",
+    seconds: float | None = None,
+    remove: Sequence[Path] = (),
+    progress: Callable[[str], None] = _quiet,
+) -> Guest:
+    """Boot a guest; one that does not come up in time is ended and tried once more.
+
+    Args:
+        kernel: Which kernel, on which machine.
+        exchange: Existing folder that the guest may write; gets `console.log` and, while the machine lives, `.dm`.
+        memory_mb: The guest's memory in MiB, 128 or more.
+        visible: Paths the run needs, shown even if below /tmp, /run or /dev/shm (the interpreter's own are added).
+        guard: "auto", or one of `dmvm.launch.GUARDS` (UML only).
+        seconds: Boot deadline; None for `boot_seconds`.
+        remove: Folders that are to go when the machine ends, even if this process is killed.
+        progress: Told in one line what goes on.
+
+    Raises:
+        SpecError: A bad argument, before anything is started.
+        VmBootFailed: It did not come up twice; carries the console's end.
+    """
+    exchange = exchange.resolve()
+    if memory_mb < 128:
+        raise SpecError("memory_mb", memory_mb, "a guest needs 128 MiB or more")
+    if not exchange.is_dir() or any(c.isspace() or c in "\"',\\:" for c in str(exchange)):
+        raise SpecError("exchange", str(exchange), "an existing folder without white space, quotes, commas or colons")
+    if guard not in {"auto", *launch.GUARDS}:
+        raise SpecError("guard", guard, f"one of auto, {', '.join(launch.GUARDS)}")
+    paths = [Path.cwd(), *sys.path, sys.prefix, sys.base_prefix, sys.exec_prefix, kernel.busybox, *visible]
+    boot = _Boot(kernel, exchange, memory_mb, visible_paths(paths, exchange), guard, tuple(remove))
+    try:
+        return boot.run(seconds, progress)
+    except VmBootFailed as error:
+        progress(f"{kernel.name} did not boot ({error.message}), once more")
+        try:
+            return boot.run(seconds, progress)
+        except VmBootFailed as again:
+            hint = "set PYTEST_DM_SLOW=3 if this machine is slow or loaded; see 'pytest-dm doctor'"
+            raise VmBootFailed(f"{kernel.name} did not boot, twice: {again.message}; {hint}", again.console) from error
+
+
+@dataclass(frozen=True)
+class _Boot:
+    kernel: GuestKernel
+    exchange: Path
+    memory_mb: int
+    visible: list[str]
+    guard: str
+    remove: tuple[Path, ...]
+
+    def _prepare(self) -> Path:
+        """Lay out the control folder: the guest's first program, an interpreter for it, what to mount."""
+        folder = self.exchange / CONTROL
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "scratch").mkdir(parents=True)
+        shutil.copyfile(guest_init.__file__, folder / "init.py")
+        (folder / "python").symlink_to(os.path.realpath(sys.executable))
+        boot = {
+            "early": [str(module) for module in self.kernel.early],
+            "modules": str(self.kernel.modules),
+            "busybox": str(self.kernel.busybox),
+            "visible": self.visible,
+            "exchange_tag": "exchange",
+        }
+        (folder / "boot.json").write_text(json.dumps(boot), encoding="utf-8")
+        return folder
+
+    def _command(self, folder: Path, line_fd: int) -> tuple[list[str], dict[str, str]]:
+        init = [str(folder / "python"), "-I", "-S", str(folder / "init.py"), str(self.exchange), self.kernel.machine]
+        scratch = folder / "scratch"
+        memory = self.memory_mb
+        argv = uml.command(self.kernel.image, memory_mb=memory, scratch=scratch, line_fd=line_fd, init=init)
+        return argv, uml.environment(scratch)
+
+    def run(self, seconds: float | None, progress: Callable[[str], None]) -> Guest:
+        deadline = seconds if seconds is not None else boot_seconds("uml")
+        progress(f"booting {self.kernel.name}")
+        guest = self._launch(self._prepare())
+        try:
+            _await_ready(guest, deadline)
+        except BaseException:
+            guest.kill()
+            raise
+        return guest
+
+    def _launch(self, folder: Path) -> Guest:
+        ours, theirs = socket.socketpair()
+        console, console_end = os.pipe()
+        life_end, life = os.pipe()
+        argv, env = self._command(folder, theirs.fileno())
+        spec = {
+            "argv": argv,
+            "env": env,
+            "writable": [str(self.exchange)],
+            "scratch": str(folder / "scratch"),
+            "scratch_mb": 2 * self.memory_mb + 512,
+            "guard": self.guard,
+            "life": life_end,
+            "remove": [str(path) for path in (folder, *self.remove)],
+        }
+        keeper = subprocess.Popen(
+            [os.path.realpath(sys.executable), "-I", "-S", launch.__file__, json.dumps(spec)],
+            stdin=subprocess.DEVNULL,
+            stdout=console_end,
+            stderr=console_end,
+            pass_fds=(theirs.fileno(), life_end),
+            start_new_session=True,
+            cwd="/",
+        )
+        theirs.close()
+        os.close(console_end)
+        os.close(life_end)
+        ours.setblocking(False)
+        watched = Console(console, self.exchange / "console.log")
+        return Guest(self.kernel, self.exchange, ours, Decoder(), watched, keeper, life)
+
+
+def _await_ready(guest: Guest, seconds: float) -> None:
+    """Wait for the agent's READY.
+
+    Raises:
+        VmBootFailed: The deadline passed, the kernel panicked, or the machine ended.
+    """
+    began = time.monotonic()
+    reached = _NOTHING
+    while True:
+        left = began + seconds - time.monotonic()
+        if left <= 0:
+            raise VmBootFailed(f"not up after {seconds:g} s; {reached}", guest.console_tail())
+        select.select([guest.line, guest.console], [], [], left)
+        for event in guest.console.poll():
+            if event.kind == "guard":
+                guest.guard = event.text
+            elif event.kind == "marker":
+                reached = f"its first process got as far as: {event.text}"
+            elif event.kind in {"panic", "oops"}:
+                guest.console.settle(0.5)
+                raise VmBootFailed(f"{event.text}; {reached}", guest.console_tail())
+            elif event.kind == "end":
+                raise VmBootFailed(f"the machine {guest.ended(5)}; {reached}", guest.console_tail())
+        try:
+            data = guest.line.recv(65536)
+        except BlockingIOError:
+            continue
+        for kind, payload in guest.decoder.feed(data):
+            if kind == b"R":
+                guest.release = json.loads(payload)["release"]
+                guest.seconds = time.monotonic() - began
+                return
