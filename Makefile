@@ -18,7 +18,7 @@ test: lint test-host test-kernels test-qemu test-wheel
 lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 # Pure tests, and those that boot guests of their own.

@@ -8,14 +8,13 @@ worker which kernel to boot, and turns a lost guest into a failed report that sh
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pytest
 
@@ -24,9 +23,10 @@ from dmcore.owner import PREFIX, Owner
 from pytest_dm.kernel_scheduling import KernelScheduling, kernel_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     import execnet
+    from xdist.dsession import DSession
     from xdist.remote import Producer
     from xdist.scheduler import Scheduling
     from xdist.workermanage import WorkerController
@@ -39,6 +39,8 @@ PLUGIN_NAME = "dm-vm-session"
 _MAX_LOST_GUESTS = 64
 _MAX_STILLBORN = 3
 _CONSOLE_LINES = 60
+_CLONE = "_clone_node"
+"""Private to xdist, which has no hook for it: replaces a dead worker."""
 
 
 class Loss(NamedTuple):
@@ -96,6 +98,9 @@ class VmSession:
         if reporter is not None and self.config.option.verbose >= 0:
             reporter.write_line(f"dm: {line}")
 
+    def _distributed(self) -> DSession | None:
+        return cast("DSession | None", self.config.pluginmanager.getplugin("dsession"))
+
     def _prepare(self) -> None:
         """Choose machine and kernels, and have the kernels ready on disk; slow only the first time."""
         from dmvm import machine, store  # noqa: PLC0415 - only a session in guests pays for it
@@ -134,7 +139,7 @@ class VmSession:
 
     def _command(self, kernel: str) -> list[str]:
         return [
-            sys.executable, "-m", "dmvm.worker", "--kernel", kernel, "--exchange-root", str(self.folder),
+            sys.executable, "-m", "dmvm.worker", "--kernel", kernel, "--exchange-root", str(self.folder), "--end-with-stdin",
             "--", sys.executable,
         ]  # fmt: skip
 
@@ -162,13 +167,14 @@ class VmSession:
         if not error:
             return
         self._losses[node.gateway.id] = loss = self._loss(node)
-        session = self.config.pluginmanager.getplugin("dsession")
-        in_schedule = session.sched is not None and node in session.sched.nodes
-        if not in_schedule or not session.sched.has_pending:
+        session = self._distributed()
+        if session is None:
+            return
+        if session.sched is None or node not in session.sched.nodes or not session.sched.has_pending:
             self._stillborn += 1
             self._say(f"{node.gateway.id}: {loss.reason}")
         if self._stillborn >= _MAX_STILLBORN:
-            session._max_worker_restart = 0  # noqa: SLF001 - the bound xdist itself would use
+            setattr(session, "_max_worker_restart", 0)  # noqa: B010 - private: xdist has no other way to stop
 
     def _loss(self, node: WorkerController) -> Loss:
         process: Any = getattr(getattr(node.gateway, "_io", None), "popen", None)
@@ -196,7 +202,7 @@ class VmSession:
     @pytest.hookimpl(tryfirst=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
         """Make the report of a lost guest say what happened; it counts as the test's own failure."""
-        node: WorkerController = report.node  # type: ignore[attr-defined]
+        node: WorkerController = getattr(report, "node")  # noqa: B009 - xdist adds it to the report
         loss = self._losses.get(node.gateway.id)
         self._stillborn = 0
         report.when = "call"
@@ -214,16 +220,17 @@ class VmSession:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Generator[None, object, object]:
         """Keep xdist from booting a replacement that would have nothing to run."""
-        session = self.config.pluginmanager.getplugin("dsession")
+        session = self._distributed()
         if session is not None:
-            clone = session._clone_node  # noqa: SLF001 - xdist has no hook for it
+            clone: Callable[[WorkerController], WorkerController] = getattr(session, _CLONE)
 
             def clone_if_needed(node: WorkerController) -> WorkerController | None:
-                if session.sched.collection_is_completed and not session.sched.has_pending:
+                schedule = session.sched
+                if schedule is not None and schedule.collection_is_completed and not schedule.has_pending:
                     return None
                 return clone(node)
 
-            session._clone_node = clone_if_needed  # noqa: SLF001
+            setattr(session, _CLONE, clone_if_needed)
         return (yield)
 
     @pytest.hookimpl(trylast=True)
@@ -236,8 +243,3 @@ class VmSession:
                 self.options.artifacts.mkdir(parents=True, exist_ok=True)
                 shutil.copy(log, self.options.artifacts / f"console-{log.parent.name}.log")
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def in_guest() -> bool:
-    """Whether this very process runs in a guest of ours."""
-    return "PYTEST_DM_GUEST" in os.environ
