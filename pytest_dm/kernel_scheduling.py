@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from xdist.scheduler import LoadScheduling
 from xdist.workermanage import parse_tx_spec_config
@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.workermanage import WorkerController
 
-__all__ = ["KernelScheduling", "kernel_of"]
+__all__ = ["KernelScheduling", "kernel_of", "worker_id"]
+
+
+def worker_id(node: WorkerController) -> str:
+    """Return xdist's name of a worker, such as "gw0"."""
+    return str(cast("Any", node).gateway.id)
 
 
 def kernel_of(node: WorkerController) -> str:
     """Return the kernel that a worker's guest runs."""
-    return str(node.gateway.spec.dm_kernel)
+    return str(cast("Any", node).gateway.spec.dm_kernel)
 
 
 class KernelScheduling:

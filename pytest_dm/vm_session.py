@@ -20,7 +20,7 @@ import pytest
 
 from dmcore.errors import DmError
 from dmcore.owner import PREFIX, Owner
-from pytest_dm.kernel_scheduling import KernelScheduling, kernel_of
+from pytest_dm.kernel_scheduling import KernelScheduling, kernel_of, worker_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -147,7 +147,7 @@ class VmSession:
     def pytest_configure_node(self, node: WorkerController) -> None:
         """Tell the worker which kernel it is on, where results depend on it."""
         if len(self.kernels) > 1:
-            node.workerinput["dm_kernel"] = kernel_of(node)
+            cast("dict[str, object]", cast("Any", node).workerinput)["dm_kernel"] = kernel_of(node)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> Scheduling | None:
@@ -166,20 +166,20 @@ class VmSession:
         """Find out why a guest is gone; stop if guests keep dying before they run anything."""
         if not error:
             return
-        self._losses[node.gateway.id] = loss = self._loss(node)
+        self._losses[worker_id(node)] = loss = self._loss(node)
         session = self._distributed()
         if session is None:
             return
         if session.sched is None or node not in session.sched.nodes or not session.sched.has_pending:
             self._stillborn += 1
-            self._say(f"{node.gateway.id}: {loss.reason}")
+            self._say(f"{worker_id(node)}: {loss.reason}")
         if self._stillborn >= _MAX_STILLBORN:
             setattr(session, "_max_worker_restart", 0)  # noqa: B010 - private: xdist has no other way to stop
 
     def _loss(self, node: WorkerController) -> Loss:
         process: Any = getattr(getattr(node.gateway, "_io", None), "popen", None)
         if process is None:
-            return Loss(f"guest {node.gateway.id} is gone", "", 0.0)
+            return Loss(f"guest {worker_id(node)} is gone", "", 0.0)
         try:
             status = process.wait(timeout=20)
         except Exception:  # noqa: BLE001 - subprocess.TimeoutExpired of whatever execution model execnet uses
@@ -203,7 +203,7 @@ class VmSession:
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
         """Make the report of a lost guest say what happened; it counts as the test's own failure."""
         node: WorkerController = getattr(report, "node")  # noqa: B009 - xdist adds it to the report
-        loss = self._losses.get(node.gateway.id)
+        loss = self._losses.get(worker_id(node))
         self._stillborn = 0
         report.when = "call"
         path, _, name = crashitem.partition("::")
