@@ -14,7 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
+from dmcore import validate
 from dmcore.errors import ParseError
+from dmcore.params import U64_MAX, Tokens
 from dmcore.ref import Ref
 
 if TYPE_CHECKING:
@@ -23,14 +25,14 @@ if TYPE_CHECKING:
 
     from hypothesis.strategies import SearchStrategy
 
-    from dmcore.params import Tokens
-
 __all__ = [
     "NO_FEATURES",
     "Feature",
     "Features",
+    "Leg",
     "Lookup",
     "Message",
+    "NoStatus",
     "Requirement",
     "Resolve",
     "Silent",
@@ -48,23 +50,59 @@ Lookup = Callable[[str], Ref]
 """The way back: the `Ref` for a device word of a table."""
 
 Features = frozenset[str]
-"""Names of the probed features a kernel has, as "flakey.error_reads"."""
+"""Names of the probed features a kernel has, as "flakey.error_reads": the keys of every `Target.features`."""
 
 NO_FEATURES: Features = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """A device below and where its part begins, as many targets name them.
+
+    Attributes:
+        dev: Device below.
+        offset: First sector used on `dev`, 0..2^64-1.
+
+    Raises:
+        SpecError: Not a device, or not such a number.
+    """
+
+    dev: Ref
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        validate.ref("dev", self.dev)
+        validate.integer("offset", self.offset, 0, U64_MAX, "sectors")
+
+    def encode(self, resolve: Resolve) -> str:
+        """Return the two words, device and offset."""
+        return f"{resolve(self.dev)} {self.offset}"
+
+    @classmethod
+    def decode(cls, tokens: Tokens, lookup: Lookup) -> Leg:
+        """Take two words, device and offset; the offset wraps at 2^64 as the kernel's `sscanf` does."""
+        return cls(lookup(tokens.word("a device")), tokens.wrapping("the first sector on the device"))
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
     """Something a target can do on some kernels only, found by loading a table, never by a version number.
 
+    It is there if the kernel accepts `params` and everything else that is given here holds as well.
+
     Attributes:
-        params: Table parameters to load on a tiny device; `{dev}` stands for a device below.
-        prints: If given, the feature is there only if the kernel prints exactly these parameters for the loaded
-            table (trailing blanks aside); else acceptance is enough.
+        params: Table parameters to load on a tiny device; `{dev}` stands for a device below, which reads as zeros.
+        prints: The kernel prints exactly these parameters for the loaded table (trailing blanks aside).
+        refuses: The kernel does not accept these parameters (it did when it looked at less of them).
+        limit: This file of the live device's `queue` folder in sysfs has a number above 0.
+        sectors: Length of the device.
     """
 
     params: str
     prints: str | None = None
+    refuses: str | None = None
+    limit: str | None = None
+    sectors: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +112,7 @@ class Requirement:
     Attributes:
         target: Kernel name of the target.
         version: Lowest version of the target.
-        features: Features of the target, by the names in `Target.features`.
+        features: Features of that target, by their names in `Target.features`.
     """
 
     target: str
@@ -86,6 +124,11 @@ class Status:
     """Base of the typed statuses; subclasses are frozen dataclasses."""
 
     __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NoStatus(Status):
+    """What a target without anything to report reports."""
 
 
 class Message(ABC, Generic[R]):
@@ -131,6 +174,23 @@ class Space:
     length: int
     features: Features = NO_FEATURES
 
+    def devices(self, length: int | None = None) -> SearchStrategy[Ref]:
+        """Return a strategy for devices of at least `length` sectors (None: of the line's)."""
+        from hypothesis import strategies as st
+
+        need = self.length if length is None else length
+        fit = [ref for ref, size in self.refs.items() if size >= need]
+        return st.sampled_from(fit) if fit else st.nothing()
+
+    def legs(self, length: int | None = None) -> SearchStrategy[Leg]:
+        """Return a strategy for any `length` sectors (None: as many as the line has) of any device."""
+        from hypothesis import strategies as st
+
+        need = self.length if length is None else length
+        return self.devices(need).flatmap(
+            lambda ref: st.builds(Leg, st.just(ref), st.integers(0, self.refs[ref] - need))
+        )
+
 
 class Target(ABC):
     """A target's parameters. Subclasses are frozen, slotted, keyword-only dataclasses.
@@ -138,7 +198,7 @@ class Target(ABC):
     Class attributes:
         kernel_name: The word in a table line.
         kernel_module: Module that provides it, without `.ko`; "dm-mod" for the built-in ones.
-        features: What only some kernels have, by name.
+        features: What only some kernels have, by its name in full: "flakey.error_reads".
     """
 
     __slots__ = ()
@@ -146,6 +206,11 @@ class Target(ABC):
     kernel_name: ClassVar[str]
     kernel_module: ClassVar[str]
     features: ClassVar[Mapping[str, Feature]] = {}
+
+    @property
+    def kernel_type(self) -> str:
+        """The target's word in a table line; the class's `kernel_name` but for `Raw`."""
+        return self.kernel_name
 
     @abstractmethod
     def refs(self) -> tuple[Ref, ...]:
@@ -170,13 +235,14 @@ class Target(ABC):
         del features
         return self
 
-    @abstractmethod
     def parse_status(self, text: str) -> Status:
-        """Return the typed status for the kernel's INFO text.
+        """Return the typed status for the kernel's INFO text; a target that has none accepts only the empty one.
 
         Raises:
             ParseError: Not this target's status.
         """
+        Tokens(text, target=self.kernel_type).done()
+        return NoStatus()
 
     def needs(self) -> Requirement:
         """Return what a kernel must offer to accept this value."""

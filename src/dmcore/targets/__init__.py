@@ -1,1 +1,42 @@
-"""One file per dm target; the registry finds them by scanning this package."""
+"""One file per device-mapper target; `dmcore.targets.Linear` and the others come in when first used.
+
+A file is named after the target's kernel name with `_` for `-`, its class after the same name in CamelCase. Nothing
+here needs an edit for a new target to work; the lines below `TYPE_CHECKING` let type checkers see the classes, and a
+test prints the line that is missing.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING
+
+__all__ = ["module_names"]
+
+if TYPE_CHECKING:
+    from dmcore.targets.error import Error as Error
+    from dmcore.targets.linear import Linear as Linear
+    from dmcore.targets.zero import Zero as Zero
+
+
+def module_names() -> tuple[str, ...]:
+    """Return the names of the target files, sorted; those that begin with `_` hold no target of their own."""
+    return tuple(sorted(name for _, name, _ in iter_modules(__path__) if not name.startswith("_")))
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Return the target class `name`, importing its file."""
+        module = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+        if name[:1].isupper() and module in module_names():
+            return getattr(import_module(f"{__name__}.{module}"), name)
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+
+    def __dir__() -> list[str]:
+        """Return the public names, target classes included."""
+        return sorted(
+            [*__all__, *(module.replace("_", " ").title().replace(" ", "") for module in module_names())]
+        )

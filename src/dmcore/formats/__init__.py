@@ -1,0 +1,1 @@
+"""On-disk structures: bytes to values, no devices and no system calls but plain reads."""
