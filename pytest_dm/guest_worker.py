@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_dm import markers
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
@@ -21,6 +23,12 @@ class GuestWorker:
         control = os.environ.get("PYTEST_DM_CTL")
         self._control = int(control) if control else None
         config.option.basetemp = None  # the controller's folder is not in the guest; the guest's own /tmp is
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Keep to the tests that need a device, where the host runs the others."""
+        if getattr(config, "workerinput", {}).get("dm_only"):
+            items[:] = [item for item in items if markers.uses_dm(item)]
 
     def _mark(self, line: str) -> None:
         if self._control is not None:

@@ -23,7 +23,7 @@ from dmcore.owner import PREFIX, Owner
 from pytest_dm.kernel_scheduling import KernelScheduling, kernel_of, worker_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Sequence
 
     import execnet
     from xdist.dsession import DSession
@@ -83,9 +83,17 @@ def distribute(config: pytest.Config, options: Options) -> None:
 class VmSession:
     """xdist hooks of the controller; registered only when tests run in guests."""
 
-    def __init__(self, config: pytest.Config, options: Options) -> None:
+    def __init__(self, config: pytest.Config, options: Options, *, only_dm: bool = False) -> None:
+        """Prepare.
+
+        Args:
+            config: The controller's.
+            options: What the user asked for.
+            only_dm: Guests run the tests that need a device and no others.
+        """
         self.config = config
         self.options = options
+        self.only_dm = only_dm
         self.kernels: tuple[str, ...] = ()
         self.machines: dict[str, str] = {}
         self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{Owner.current().tag}-"))
@@ -94,7 +102,7 @@ class VmSession:
         self._stillborn = 0
 
     def _say(self, line: str) -> None:
-        reporter = self.config.pluginmanager.getplugin("terminalreporter")
+        reporter = cast("Any", self.config.pluginmanager.getplugin("terminalreporter"))
         if reporter is not None and self.config.option.verbose >= 0:
             reporter.write_line(f"dm: {line}")
 
@@ -125,9 +133,16 @@ class VmSession:
     @pytest.hookimpl
     def pytest_report_header(self) -> str:
         """Say what the tests run on."""
+        return f"dm: {self._where()}"
+
+    def announce(self) -> None:
+        """Say the same to a session whose header is long past."""
+        self._say(f"device-mapper tests: {self._where()}")
+
+    def _where(self) -> str:
         where = ", ".join(f"{name} ({self.machines[name]})" for name in self.kernels)
         count = len(self.config.option.tx)
-        return f"dm: in {count} guest{'s' if count > 1 else ''}: {where}"
+        return f"in {count} guest{'s' if count > 1 else ''}: {where}"
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_xdist_setupnodes(self, specs: Sequence[execnet.XSpec]) -> None:
@@ -145,9 +160,11 @@ class VmSession:
 
     @pytest.hookimpl
     def pytest_configure_node(self, node: WorkerController) -> None:
-        """Tell the worker which kernel it is on, where results depend on it."""
+        """Tell the worker which tests are its, and which kernel it is on where there are several."""
+        told = cast("dict[str, object]", cast("Any", node).workerinput)
+        told["dm_only"] = self.only_dm
         if len(self.kernels) > 1:
-            cast("dict[str, object]", cast("Any", node).workerinput)["dm_kernel"] = kernel_of(node)
+            told["dm_kernel"] = kernel_of(node)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> Scheduling | None:
@@ -217,21 +234,25 @@ class VmSession:
         if loss.console:
             report.sections.append((f"console of the lost guest (last {_CONSOLE_LINES} lines)", loss.console))
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtestloop(self) -> Generator[None, object, object]:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self) -> None:
+        """Prepare xdist's loop, which follows."""
+        self.spare_replacements()
+
+    def spare_replacements(self) -> None:
         """Keep xdist from booting a replacement that would have nothing to run."""
         session = self._distributed()
-        if session is not None:
-            clone: Callable[[WorkerController], WorkerController] = getattr(session, _CLONE)
+        if session is None:
+            return
+        clone: Callable[[WorkerController], WorkerController] = getattr(session, _CLONE)
 
-            def clone_if_needed(node: WorkerController) -> WorkerController | None:
-                schedule = session.sched
-                if schedule is not None and schedule.collection_is_completed and not schedule.has_pending:
-                    return None
-                return clone(node)
+        def clone_if_needed(node: WorkerController) -> WorkerController | None:
+            schedule = session.sched
+            if schedule is not None and schedule.collection_is_completed and not schedule.has_pending:
+                return None
+            return clone(node)
 
-            setattr(session, _CLONE, clone_if_needed)
-        return (yield)
+        setattr(session, _CLONE, clone_if_needed)
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self) -> None:

@@ -1,0 +1,64 @@
+"""Plain `pytest` where this kernel cannot run device-mapper tests: they run in guests, everything else here.
+
+Everything is collected and run as always; the tests that need a device are held back, and run at the end as an xdist
+session of its own, in guests that collect the same files and keep to those tests.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_dm import markers, vm_session
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from pytest_dm.options import Options
+
+__all__ = ["PLUGIN_NAME", "AutoVm"]
+
+PLUGIN_NAME = "dm-auto-vm"
+
+
+class AutoVm:
+    """Registered where `--dm-backend=auto` ends up with guests."""
+
+    def __init__(self, config: pytest.Config, options: Options) -> None:
+        self.config = config
+        self.options = options
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        """Run what needs no device here, then the rest in guests."""
+        held = [item for item in session.items if markers.uses_dm(item)]
+        if not held or self.config.option.collectonly:
+            return (yield)
+        everything = session.items
+        session.items = [item for item in everything if not markers.uses_dm(item)]
+        try:
+            result = yield
+        finally:
+            session.items = everything
+        if not session.shouldfail and not session.shouldstop:
+            self._run_in_guests(session, len(everything))
+        return result
+
+    def _run_in_guests(self, session: pytest.Session, collected: int) -> None:
+        from xdist.dsession import DSession  # noqa: PLC0415 - only a session in guests pays for it
+
+        config = self.config
+        vm_session.distribute(config, self.options)
+        guests = vm_session.VmSession(config, self.options, only_dm=True)
+        config.pluginmanager.register(guests, vm_session.PLUGIN_NAME)
+        guests.pytest_sessionstart()
+        guests.announce()
+        distributed = DSession(config)
+        config.pluginmanager.register(distributed, "dsession")
+        guests.spare_replacements()
+        distributed.pytest_sessionstart(session)
+        try:
+            distributed.pytest_runtestloop()
+        finally:
+            session.testscollected = collected
