@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_dm import markers, vm_session
+from dmcore.errors import DmError
+from pytest_dm import backend, markers, vm_session
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -33,7 +34,7 @@ class AutoVm:
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
         """Run what needs no device here, then the rest in guests."""
         held = [item for item in session.items if markers.uses_dm(item)]
-        if not held or self.config.option.collectonly:
+        if not held or not self._applies():
             return (yield)
         everything = session.items
         session.items = [item for item in everything if not markers.uses_dm(item)]
@@ -44,6 +45,25 @@ class AutoVm:
         if not session.shouldfail and not session.shouldstop:
             self._run_in_guests(session, len(everything))
         return result
+
+    def _applies(self) -> bool:
+        """Whether guests are the best there is: no usable kernel here, and a guest kernel that is already fetched."""
+        option = self.config.option
+        distributed = bool(option.tx) if self.config.pluginmanager.hasplugin("xdist") else True
+        if (
+            option.collectonly
+            or option.usepdb
+            or distributed
+            or backend.for_session(self.config).kind != "none"
+        ):
+            return False
+        from dmvm import machine, store  # noqa: PLC0415 - only where it may come to guests
+
+        try:
+            _, name = machine.choose("auto", None)
+            return store.installed(name) is not None
+        except DmError:
+            return False
 
     def _run_in_guests(self, session: pytest.Session, collected: int) -> None:
         from xdist.dsession import DSession  # noqa: PLC0415 - only a session in guests pays for it
