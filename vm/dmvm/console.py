@@ -7,7 +7,7 @@ import queue
 import re
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,14 +65,13 @@ class Console:
         from pexpect import fdpexpect  # noqa: PLC0415 - as above
 
         kinds = list(_SIGHTS)
-        child = fdpexpect.fdspawn(self._source, timeout=None, maxread=65536, searchwindowsize=4096)
+        child: Any = fdpexpect.fdspawn(self._source, timeout=None, maxread=65536, searchwindowsize=4096)
         child.logfile_read = self._log
         patterns = child.compile_pattern_list([*_SIGHTS.values(), pexpect.EOF])
         while True:
             index = child.expect_list(patterns)
             if index == len(kinds):
                 break
-            assert isinstance(child.match, re.Match)
             text: bytes = child.match.group(1)
             self._tell(Event(kinds[index], text.decode("utf-8", "replace").strip()))
         child.close()

@@ -24,11 +24,20 @@ import stat
 import struct
 import sys
 import termios
+from typing import Any
 
 __all__ = ["Agent", "Decoder", "encode", "main"]
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_PRIVATE = (
+    1,
+    2,
+    4,
+    8,
+    4096,
+    16384,
+    1 << 18,
+)
 _MNT_DETACH = 2
 _SYS_PIVOT_ROOT, _SYS_FINIT_MODULE = {"x86_64": (155, 313), "aarch64": (41, 273)}[os.uname().machine]
 _HEADER = struct.Struct("!cI")
@@ -75,7 +84,13 @@ def _check(result: int, what: str) -> None:
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
     """mount(2); an error says which mount it was."""
-    words = (os.fsencode(source), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), os.fsencode(data))
+    words = (
+        os.fsencode(source),
+        os.fsencode(target),
+        kind.encode(),
+        ctypes.c_ulong(flags),
+        os.fsencode(data),
+    )
     _check(_LIBC.mount(*words), f"mount {kind or 'bind'} {source} on {target}")
 
 
@@ -93,7 +108,7 @@ def _make_folder(path: str) -> None:
         os.makedirs(path)  # noqa: PTH103
 
 
-def build_root(boot: dict[str, object]) -> None:
+def build_root(boot: dict[str, Any]) -> None:
     """Replace the read-only host root by an overlay of it, with the guest's own system folders, and enter it."""
     stage = "/proc"
     mount("stage", stage, "tmpfs", 0, "mode=755,size=75%")
@@ -105,7 +120,9 @@ def build_root(boot: dict[str, object]) -> None:
         _make_folder(f"{root}/{name}")
     mount("run", f"{root}/run", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755")
     os.mkdir(root + OLD_ROOT)  # noqa: PTH102
-    _check(_LIBC.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None), "make mounts private")
+    _check(
+        _LIBC.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None), "make mounts private"
+    )
     _check(_LIBC.syscall(_SYS_PIVOT_ROOT, os.fsencode(root), os.fsencode(root + OLD_ROOT)), "pivot_root")
     os.chdir("/")
     mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
@@ -119,7 +136,7 @@ def build_root(boot: dict[str, object]) -> None:
     for link, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
         with contextlib.suppress(FileExistsError):
             os.symlink(f"/proc/self/fd{target}", f"/dev/{link}")  # noqa: PTH211
-    _show_host_paths([str(path) for path in boot["visible"]])  # type: ignore[attr-defined]
+    _show_host_paths([str(path) for path in boot["visible"]])
     _mount_modules(str(boot["modules"]), os.uname().release)
 
 
@@ -148,7 +165,7 @@ def _mount_modules(modules: str, release: str) -> None:
     mount(OLD_ROOT + modules, target, "", _MS_BIND)
 
 
-def mount_exchange(exchange: str, machine: str, boot: dict[str, object]) -> None:
+def mount_exchange(exchange: str, machine: str, boot: dict[str, Any]) -> None:
     """Mount the one writable host folder at its host path."""
     _make_folder(exchange)
     if machine == "uml":
@@ -183,9 +200,9 @@ def _make_control_node() -> None:
     if os.path.exists(path):  # noqa: PTH110
         return
     with open("/proc/misc", encoding="ascii") as misc:  # noqa: PTH123
-        minors = dict(reversed(line.split()) for line in misc)
+        minors = {name: int(minor) for minor, name in map(str.split, misc)}
     if "device-mapper" in minors:
-        os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(10, int(minors["device-mapper"])))
+        os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(10, minors["device-mapper"]))
 
 
 def _loopback_up() -> None:
@@ -246,15 +263,7 @@ class Agent:
         """Say READY, then do what the host says until it ends this machine."""
         self._send(b"R", json.dumps(hello).encode())
         while True:
-            poller = select.poll()
-            poller.register(self._line, select.POLLIN | (select.POLLOUT if self._out else 0))
-            poller.register(self._wakeup, select.POLLIN)
-            if self._pending:
-                poller.register(self._stdin, select.POLLOUT)
-            if len(self._out) < _FULL:
-                for fd in self._outputs:
-                    poller.register(fd, select.POLLIN)
-            ready = dict(poller.poll())
+            ready = self._wait()
             if ready.get(self._line, 0) & select.POLLOUT:
                 self._flush()
             if ready.get(self._line, 0) & ~select.POLLOUT:
@@ -263,10 +272,22 @@ class Agent:
                 self._reap()
             if self._pending and self._stdin in ready:
                 self._feed_job()
-            for fd in [fd for fd in self._outputs if fd in ready]:
+            for fd in self._outputs.keys() & ready.keys():
                 self._read_job(fd)
             if self._status is not None:
                 self._finish()
+
+    def _wait(self) -> dict[int, int]:
+        poller = select.poll()
+        poller.register(self._line, select.POLLIN | (select.POLLOUT if self._out else 0))
+        poller.register(self._wakeup, select.POLLIN)
+        if len(self._out) < _FULL:
+            for fd in self._outputs:
+                poller.register(fd, select.POLLIN)
+        if self._pending:
+            both = select.POLLOUT | (select.POLLIN if self._stdin in self._outputs else 0)
+            poller.register(self._stdin, both)
+        return dict(poller.poll())
 
     def _flush(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -333,9 +354,9 @@ class Agent:
             if fd != self._stdin:
                 os.close(fd)
 
-    def _launch(self, job: dict[str, object]) -> None:
-        argv = [str(word) for word in job["argv"]]  # type: ignore[attr-defined]
-        environment = {str(k): str(v) for k, v in job["env"].items()}  # type: ignore[attr-defined]
+    def _launch(self, job: dict[str, Any]) -> None:
+        argv = [str(word) for word in job["argv"]]
+        environment = {str(k): str(v) for k, v in job["env"].items()}
         try:
             os.chdir(str(job["cwd"]))
             os.umask(int(str(job["umask"])))
@@ -343,8 +364,12 @@ class Agent:
             os.set_inheritable(theirs, True)  # noqa: FBT003 - the function's own signature
             environment["PYTEST_DM_CTL"] = str(theirs)
             os.environ["PATH"] = environment.get("PATH", os.defpath)
-            size = job["terminal"]
-            self._child = self._spawn_on_terminal(argv, environment, size) if size else self._spawn(argv, environment)
+            size: Any = job["terminal"]
+            self._child = (
+                self._spawn_on_terminal(argv, environment, tuple(size))
+                if size
+                else self._spawn(argv, environment)
+            )
             os.close(theirs)
             os.set_blocking(marks, False)
             self._outputs[marks] = b"T"
@@ -367,11 +392,11 @@ class Agent:
                 os.set_blocking(fd, False)
             self._outputs.update({out: b"O", err: b"E"})
 
-    def _spawn_on_terminal(self, argv: list[str], environment: dict[str, str], size: object) -> int:
+    def _spawn_on_terminal(self, argv: list[str], environment: dict[str, str], size: tuple[int, int]) -> int:
         master, slave = os.openpty()
-        termios.tcsetwinsize(slave, tuple(int(str(n)) for n in size))  # type: ignore[attr-defined]
+        termios.tcsetwinsize(slave, size)
         name = os.ttyname(slave)
-        actions: list[tuple[object, ...]] = [(os.POSIX_SPAWN_OPEN, 0, name, os.O_RDWR, 0)]
+        actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, name, os.O_RDWR, 0)]
         actions += [(os.POSIX_SPAWN_DUP2, 0, number) for number in (1, 2)]
         try:
             return self._posix_spawn(argv, environment, actions)
@@ -381,12 +406,12 @@ class Agent:
             self._stdin, self._stdin_is_terminal = master, True
             self._outputs[master] = b"O"
 
-    def _posix_spawn(self, argv: list[str], environment: dict[str, str], actions: object) -> int:
+    def _posix_spawn(self, argv: list[str], environment: dict[str, str], actions: Any) -> int:
         return os.posix_spawnp(
             argv[0],
             argv,
             environment,
-            file_actions=actions,  # type: ignore[arg-type]
+            file_actions=actions,
             setsid=True,
             setsigmask=[],
             setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT],

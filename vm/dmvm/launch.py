@@ -22,8 +22,9 @@ import signal
 import struct
 import sys
 import time
+from typing import Any
 
-__all__ = ["GUARDS", "main"]
+__all__ = ["GUARDS", "main", "remove_orphaned"]
 
 GUARDS = ("mounts", "landlock", "none")
 
@@ -35,10 +36,16 @@ _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _AT_FDCWD, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = -100, 0x8000, 1
 _SYS_MOUNT_SETATTR, _SYS_LANDLOCK_CREATE, _SYS_LANDLOCK_ADD, _SYS_LANDLOCK_RESTRICT = 442, 444, 445, 446
 _CAP_SYS_ADMIN = 21
+_PF_EXITING = 4
 _KEPT_CAPABILITIES = frozenset((0, 1, 2, 3, 4))
 """chown, dac_override, dac_read_search, fowner, fsetid: what reading the host and writing the exchange needs."""
 
-_LANDLOCK_WRITE_FILE, _LANDLOCK_MAKE_AND_REMOVE, _LANDLOCK_REFER, _LANDLOCK_TRUNCATE = 0x2, 0x1FF0, 0x2000, 0x4000
+_LANDLOCK_WRITE_FILE, _LANDLOCK_MAKE_AND_REMOVE, _LANDLOCK_REFER, _LANDLOCK_TRUNCATE = (
+    0x2,
+    0x1FF0,
+    0x2000,
+    0x4000,
+)
 _WRITABLE_NODES = ("/dev/null", "/dev/zero", "/dev/ptmx", "/dev/pts", "/dev/tty", "/dev/kvm")
 
 _ATTRIBUTE_CALLS_X86_64 = (
@@ -159,8 +166,8 @@ def _drop_capabilities() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-def _put_in_force(name: str, spec: dict[str, object]) -> None:
-    writable = [str(path) for path in spec["writable"]]  # type: ignore[attr-defined]
+def _put_in_force(name: str, spec: dict[str, Any]) -> None:
+    writable = [str(path) for path in spec["writable"]]
     scratch = str(spec["scratch"])
     if name == "mounts":
         _guard_by_mounts(writable, scratch, int(str(spec["scratch_mb"])))
@@ -170,7 +177,7 @@ def _put_in_force(name: str, spec: dict[str, object]) -> None:
         _drop_capabilities()
 
 
-def _trial(name: str, spec: dict[str, object]) -> str:
+def _trial(name: str, spec: dict[str, Any]) -> str:
     """Try a guard in a child, since half of one cannot be taken back; returns why not, "" if it works."""
     receive, send = os.pipe()
     child = os.fork()
@@ -187,7 +194,7 @@ def _trial(name: str, spec: dict[str, object]) -> str:
     return reason
 
 
-def _guard(spec: dict[str, object]) -> str:
+def _guard(spec: dict[str, Any]) -> str:
     """Put the first guard that works in force; returns its name, and why better ones were passed over."""
     wanted = str(spec["guard"])
     refusals: list[str] = []
@@ -200,10 +207,10 @@ def _guard(spec: dict[str, object]) -> str:
     raise OSError(errno.EPERM, f"no guard for the host's files works here: {'; '.join(refusals)}")
 
 
-def _become_machine(spec: dict[str, object], keeper: int) -> None:
+def _become_machine(spec: dict[str, Any], keeper: int) -> None:
     os.setsid()
-    argv = [str(word) for word in spec["argv"]]  # type: ignore[attr-defined]
-    environment = {str(k): str(v) for k, v in spec["env"].items()}  # type: ignore[attr-defined]
+    argv = [str(word) for word in spec["argv"]]
+    environment = {str(k): str(v) for k, v in spec["env"].items()}
     print(f"dmvm-guard: {_guard(spec)}", flush=True)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != keeper:
@@ -253,10 +260,34 @@ def _remove(path: str) -> None:
                 os.unlink(os.path.join(folder, name))  # noqa: PTH108, PTH118
         for name in folders:
             full = os.path.join(folder, name)  # noqa: PTH118
-            with contextlib.suppress(FileNotFoundError):
-                (os.unlink if os.path.islink(full) else os.rmdir)(full)  # noqa: PTH114
-    with contextlib.suppress(FileNotFoundError):
+            if os.path.islink(full):  # noqa: PTH114
+                os.unlink(full)  # noqa: PTH108
+            else:
+                _remove_folder(full)
+    _remove_folder(path)
+
+
+def _remove_folder(path: str) -> None:
+    try:
         os.rmdir(path)  # noqa: PTH106
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:  # another keeper's guest is just ending in it; it removes the rest
+            raise
+
+
+def remove_orphaned(path: str, owner: int) -> None:
+    """Remove a folder if the process that owns it is gone or going; several may do so at once."""
+    if not path or not os.path.isdir(path):  # noqa: PTH112
+        return
+    try:
+        with open(f"/proc/{owner}/stat", "rb") as file:  # noqa: PTH123
+            state, *_, flags = file.read().rpartition(b")")[2].split()[:7]
+    except (FileNotFoundError, ProcessLookupError):
+        state, flags = b"X", b"0"
+    if state in b"XZ" or int(flags) & _PF_EXITING:
+        _remove(path)
 
 
 def _keep(machine: int, life: int, wakeup: int) -> int:
@@ -289,9 +320,10 @@ def main(argv: list[str]) -> int:
     """Run the machine of the JSON object `argv[1]`; returns its exit status (128 + signal if one ended it).
 
     Keys: argv, env; writable (folders), scratch (a folder, "" for none: a private tmpfs of scratch_mb MiB under the
-    ``mounts`` guard), guard ("auto" or one of `GUARDS`), life (descriptor), remove (folders to delete at the end).
+    ``mounts`` guard), guard ("auto" or one of `GUARDS`), life (descriptor), remove (folders to delete at the end),
+    orphan and orphan_owner (a folder to delete at the end if that process is gone by then).
     """
-    spec: dict[str, object] = json.loads(argv[1])
+    spec: dict[str, Any] = json.loads(argv[1])
     life = int(str(spec["life"]))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -311,8 +343,9 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
     os.write(send, b"\0")
     status = _keep(machine, life, receive)
-    for path in spec["remove"]:  # type: ignore[attr-defined]
+    for path in spec["remove"]:
         _remove(str(path))
+    remove_orphaned(str(spec["orphan"]), int(str(spec["orphan_owner"])))
     return os.waitstatus_to_exitcode(status) % 256 if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dmcore.errors import SpecError, VmBootFailed, VmError
 from dmvm import guest_init, launch, uml
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dmvm.kernels import GuestKernel
 
-__all__ = ["CONTROL", "Guest", "boot_seconds", "start", "visible_paths"]
+__all__ = ["CONTROL", "BootCancelled", "Cancel", "Guest", "boot_seconds", "start", "visible_paths"]
 
 CONTROL: Final = ".dm"
 """Folder of ours in the exchange; removed with the machine."""
@@ -32,6 +32,38 @@ CONTROL: Final = ".dm"
 _OWN_FOLDERS: Final = tuple(map(Path, ("/tmp", "/run", "/dev", "/var/run")))  # noqa: S108 - the guest has its own
 _BOOT_SECONDS: Final = {"uml": 20.0, "kvm": 20.0, "tcg": 60.0}
 _NOTHING: Final = "the guest kernel wrote nothing at all"
+
+
+class BootCancelled(VmError):
+    """Nobody wants the guest any more: its caller's input ended, or a signal came, while it booted."""
+
+
+class Cancel(NamedTuple):
+    """What ends a boot early.
+
+    Attributes:
+        signals: Descriptor that turns readable when a signal comes, -1 for none.
+        hangup: Descriptor of a pipe whose other end closes when nobody wants the guest, -1 for none.
+        owner: A process, 0 for none, with whose end `orphan` (a folder, "" for none) is to go too.
+    """
+
+    signals: int = -1
+    hangup: int = -1
+    owner: int = 0
+    orphan: str = ""
+
+    def check(self) -> None:
+        """Raise BootCancelled if it is time."""
+        poller = select.poll()
+        if self.signals >= 0:
+            poller.register(self.signals, select.POLLIN)
+        if self.hangup >= 0:
+            poller.register(self.hangup, 0)
+        if poller.poll(0):
+            raise BootCancelled("the boot was cancelled")
+
+
+_NEVER: Final = Cancel()
 
 
 def _quiet(_text: str) -> None:
@@ -147,6 +179,7 @@ def start(
     guard: str = "auto",
     seconds: float | None = None,
     remove: Sequence[Path] = (),
+    cancel: Cancel = _NEVER,
     progress: Callable[[str], None] = _quiet,
 ) -> Guest:
     """Boot a guest; one that does not come up in time is ended and tried once more.
@@ -159,21 +192,25 @@ def start(
         guard: "auto", or one of `dmvm.launch.GUARDS` (UML only).
         seconds: Boot deadline; None for `boot_seconds`.
         remove: Folders that are to go when the machine ends, even if this process is killed.
+        cancel: What ends the boot early.
         progress: Told in one line what goes on.
 
     Raises:
         SpecError: A bad argument, before anything is started.
         VmBootFailed: It did not come up twice; carries the console's end.
+        BootCancelled: As `cancel` says; nothing is left of it.
     """
     exchange = exchange.resolve()
     if memory_mb < 128:
         raise SpecError("memory_mb", memory_mb, "a guest needs 128 MiB or more")
     if not exchange.is_dir() or any(c.isspace() or c in "\"',\\:" for c in str(exchange)):
-        raise SpecError("exchange", str(exchange), "an existing folder without white space, quotes, commas or colons")
+        raise SpecError(
+            "exchange", str(exchange), "an existing folder without white space, quotes, commas or colons"
+        )
     if guard not in {"auto", *launch.GUARDS}:
         raise SpecError("guard", guard, f"one of auto, {', '.join(launch.GUARDS)}")
     paths = [Path.cwd(), *sys.path, sys.prefix, sys.base_prefix, sys.exec_prefix, kernel.busybox, *visible]
-    boot = _Boot(kernel, exchange, memory_mb, visible_paths(paths, exchange), guard, tuple(remove))
+    boot = _Boot(kernel, exchange, memory_mb, visible_paths(paths, exchange), guard, tuple(remove), cancel)
     try:
         return boot.run(seconds, progress)
     except VmBootFailed as error:
@@ -182,7 +219,9 @@ def start(
             return boot.run(seconds, progress)
         except VmBootFailed as again:
             hint = "set PYTEST_DM_SLOW=3 if this machine is slow or loaded; see 'pytest-dm doctor'"
-            raise VmBootFailed(f"{kernel.name} did not boot, twice: {again.message}; {hint}", again.console) from error
+            raise VmBootFailed(
+                f"{kernel.name} did not boot, twice: {again.message}; {hint}", again.console
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -193,6 +232,7 @@ class _Boot:
     visible: list[str]
     guard: str
     remove: tuple[Path, ...]
+    cancel: Cancel
 
     def _prepare(self) -> Path:
         """Lay out the control folder: the guest's first program, an interpreter for it, what to mount."""
@@ -212,7 +252,14 @@ class _Boot:
         return folder
 
     def _command(self, folder: Path, line_fd: int) -> tuple[list[str], dict[str, str]]:
-        init = [str(folder / "python"), "-I", "-S", str(folder / "init.py"), str(self.exchange), self.kernel.machine]
+        init = [
+            str(folder / "python"),
+            "-I",
+            "-S",
+            str(folder / "init.py"),
+            str(self.exchange),
+            self.kernel.machine,
+        ]
         scratch = folder / "scratch"
         memory = self.memory_mb
         argv = uml.command(self.kernel.image, memory_mb=memory, scratch=scratch, line_fd=line_fd, init=init)
@@ -223,7 +270,7 @@ class _Boot:
         progress(f"booting {self.kernel.name}")
         guest = self._launch(self._prepare())
         try:
-            _await_ready(guest, deadline)
+            _await_ready(guest, deadline, self.cancel)
         except BaseException:
             guest.kill()
             raise
@@ -243,6 +290,8 @@ class _Boot:
             "guard": self.guard,
             "life": life_end,
             "remove": [str(path) for path in (folder, *self.remove)],
+            "orphan": self.cancel.orphan,
+            "orphan_owner": self.cancel.owner,
         }
         keeper = subprocess.Popen(
             [os.path.realpath(sys.executable), "-I", "-S", launch.__file__, json.dumps(spec)],
@@ -256,34 +305,27 @@ class _Boot:
         theirs.close()
         os.close(console_end)
         os.close(life_end)
-        ours.setblocking(False)
+        os.set_blocking(ours.fileno(), False)
         watched = Console(console, self.exchange / "console.log")
         return Guest(self.kernel, self.exchange, ours, Decoder(), watched, keeper, life)
 
 
-def _await_ready(guest: Guest, seconds: float) -> None:
+def _await_ready(guest: Guest, seconds: float, cancel: Cancel) -> None:
     """Wait for the agent's READY.
 
     Raises:
         VmBootFailed: The deadline passed, the kernel panicked, or the machine ended.
+        BootCancelled: As `cancel` says.
     """
     began = time.monotonic()
-    reached = _NOTHING
-    while True:
+    reached = [_NOTHING]
+    while not guest.release:
         left = began + seconds - time.monotonic()
         if left <= 0:
-            raise VmBootFailed(f"not up after {seconds:g} s; {reached}", guest.console_tail())
-        select.select([guest.line, guest.console], [], [], left)
-        for event in guest.console.poll():
-            if event.kind == "guard":
-                guest.guard = event.text
-            elif event.kind == "marker":
-                reached = f"its first process got as far as: {event.text}"
-            elif event.kind in {"panic", "oops"}:
-                guest.console.settle(0.5)
-                raise VmBootFailed(f"{event.text}; {reached}", guest.console_tail())
-            elif event.kind == "end":
-                raise VmBootFailed(f"the machine {guest.ended(5)}; {reached}", guest.console_tail())
+            raise VmBootFailed(f"not up after {seconds:g} s; {reached[-1]}", guest.console_tail())
+        cancel.check()
+        select.select([guest.line.fileno(), guest.console.fileno()], [], [], min(left, 0.25))
+        _follow_boot(guest, reached)
         try:
             data = guest.line.recv(65536)
         except BlockingIOError:
@@ -291,5 +333,17 @@ def _await_ready(guest: Guest, seconds: float) -> None:
         for kind, payload in guest.decoder.feed(data):
             if kind == b"R":
                 guest.release = json.loads(payload)["release"]
-                guest.seconds = time.monotonic() - began
-                return
+    guest.seconds = time.monotonic() - began
+
+
+def _follow_boot(guest: Guest, reached: list[str]) -> None:
+    for event in guest.console.poll():
+        if event.kind == "guard":
+            guest.guard = event.text
+        elif event.kind == "marker":
+            reached.append(f"its first process got as far as: {event.text}")
+        elif event.kind in {"panic", "oops"}:
+            guest.console.settle(0.5)
+            raise VmBootFailed(f"{event.text}; {reached[-1]}", guest.console_tail())
+        elif event.kind == "end":
+            raise VmBootFailed(f"the machine {guest.ended(5)}; {reached[-1]}", guest.console_tail())

@@ -66,7 +66,9 @@ class Decoder:
         while len(self._data) - start >= _HEADER.size:
             kind, length = _HEADER.unpack_from(self._data, start)
             if kind not in _TO_HOST or length > _LONGEST:
-                raise AbiError(f"the guest's line carries {kind!r} with {length} bytes, which is no frame", start)
+                raise AbiError(
+                    f"the guest's line carries {kind!r} with {length} bytes, which is no frame", start
+                )
             end = start + _HEADER.size + length
             if len(self._data) < end:
                 break

@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from dmvm.machine import slowness, start
+from dmvm.machine import Cancel, slowness, start
 from dmvm.relay import PIECE, Job, Marks, Outbox, Outcome, pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from dmvm.kernels import GuestKernel
     from dmvm.machine import Guest
@@ -25,8 +25,26 @@ if TYPE_CHECKING:
 __all__ = ["Session", "guest_environment", "run"]
 
 _UNUSABLE: Final = frozenset(
-    "LD_PRELOAD LD_AUDIT DISPLAY WAYLAND_DISPLAY XAUTHORITY XDG_RUNTIME_DIR DBUS_SESSION_BUS_ADDRESS NOTIFY_SOCKET "
-    "LISTEN_FDS LISTEN_PID LISTEN_FDNAMES INVOCATION_ID JOURNAL_STREAM SSH_AUTH_SOCK TMPDIR TEMP TMP".split()
+    (
+        *(
+            "LD_PRELOAD",
+            "LD_AUDIT",
+            "DISPLAY",
+            "WAYLAND_DISPLAY",
+            "XAUTHORITY",
+            "XDG_RUNTIME_DIR",
+            "SSH_AUTH_SOCK",
+        ),
+        *(
+            "DBUS_SESSION_BUS_ADDRESS",
+            "NOTIFY_SOCKET",
+            "LISTEN_FDS",
+            "LISTEN_PID",
+            "LISTEN_FDNAMES",
+            "INVOCATION_ID",
+        ),
+        *("JOURNAL_STREAM", "TMPDIR", "TEMP", "TMP"),
+    )
 )
 """Variables that name things which exist only outside the guest."""
 
@@ -36,7 +54,9 @@ _SILENCE_SECONDS: Final = 60.0
 _FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGWINCH)
 
 
-def guest_environment(kernel: str, exchange: Path, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+def guest_environment(
+    kernel: str, exchange: Path, environment: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Return the environment for a command in the guest: the host's, less what cannot work there.
 
     Adds PYTEST_DM_GUEST (the kernel's name) and PYTEST_DM_EXCHANGE (the writable folder).
@@ -47,7 +67,7 @@ def guest_environment(kernel: str, exchange: Path, environment: Mapping[str, str
 
 
 @contextlib.contextmanager
-def caught_signals(numbers: Sequence[signal.Signals]) -> Iterator[int]:
+def caught_signals(numbers: Sequence[signal.Signals]) -> Generator[int]:
     """Turn signals into bytes on the descriptor that is yielded; only in the main thread."""
     receive, send = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -269,7 +289,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def _raw_terminal(fd: int) -> Iterator[None]:
+def _raw_terminal(fd: int) -> Generator[None]:
     import termios  # noqa: PLC0415 - only for terminals
     import tty  # noqa: PLC0415
 
@@ -314,7 +334,13 @@ def run(
         with contextlib.ExitStack() as stack:
             signals = stack.enter_context(caught_signals(_FORWARDED))
             guest = start(
-                kernel, exchange=folder, memory_mb=memory_mb, visible=visible, remove=temporary, progress=progress
+                kernel,
+                exchange=folder,
+                memory_mb=memory_mb,
+                visible=visible,
+                remove=temporary,
+                cancel=Cancel(signals),
+                progress=progress,
             )
             stack.callback(guest.kill)
             progress("")

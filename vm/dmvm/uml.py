@@ -1,7 +1,8 @@
-"""User-mode Linux: the argument list and environment of its process. Pure."""
+"""User-mode Linux: the argument list and environment of its process."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,5 +46,6 @@ def command(image: Path, *, memory_mb: int, scratch: Path, line_fd: int, init: S
 
 
 def environment(scratch: Path) -> dict[str, str]:
-    """Return the environment of a UML process: where its memory file goes, nothing of the caller's."""
-    return {"TMPDIR": str(scratch), "PATH": "/usr/bin:/bin", "HOME": str(scratch)}
+    """Return the environment of a UML process: the caller's, and where its memory file and other files go."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("LD_")}
+    return {**inherited, "TMPDIR": str(scratch), "HOME": str(scratch)}

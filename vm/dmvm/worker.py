@@ -37,10 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dmvm.worker", description="Run one command in a guest.")
     parser.add_argument("--kernel", required=True, help="name of a guest kernel, or a path")
     parser.add_argument("--exchange", type=Path, help="folder the guest may write (default: a temporary one)")
-    parser.add_argument(
-        "--exchange-root", type=Path, metavar="DIR", help="use DIR/<pid of this process> for it"
-    )
-    text = "make the exchange folder PID in it, end with stdin, and remove it all once the parent process is gone"
+    text = "use DIR/<pid of this process> for it, end with stdin, and remove DIR if the parent process is gone then"
     parser.add_argument("--exchange-root", type=Path, metavar="DIR", help=text)
     parser.add_argument("--memory", type=int, default=1024, metavar="MB", help="the guest's memory")
     parser.add_argument(
@@ -121,7 +118,7 @@ def _run(options: argparse.Namespace, argv: Sequence[str], exchange: Path, kerne
 def _make_exchange(options: argparse.Namespace) -> Path:
     if options.exchange_root:
         folder = Path(options.exchange_root) / str(os.getpid())
-        folder.mkdir()
+        folder.mkdir(parents=True, exist_ok=True)
         return folder.resolve()
     return (options.exchange or Path(tempfile.mkdtemp(prefix="pytest-dm-"))).resolve()
 
