@@ -19,35 +19,49 @@ __all__ = ["U32_MAX", "U64_MAX", "Tokens", "quote", "split_words"]
 U32_MAX = 2**32 - 1
 U64_MAX = 2**64 - 1
 
-_SPACE = " \t\n\v\f\r\xa0"
-_QUOTED = re.compile(r"[\s\xa0\\]")
+_SPACE = b" \t\n\v\f\r\xa0"
+_BACKSLASH = ord("\\")
+_QUOTED = re.compile(rb"[ \t\n\v\f\r\xa0\\]")
 _DIGITS = re.compile(r"[0-9]+")
 
 
-def split_words(text: str) -> list[str]:
-    """Split as the kernel does: at runs of white space; a backslash takes the next character as it is and goes.
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
-    A backslash at the very end stays. An empty word cannot be written.
+
+def _text(raw: bytes | bytearray) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def split_words(text: str) -> list[str]:
+    """Split as the kernel does: at runs of white space; a backslash takes the next byte as it is and goes.
+
+    The kernel sees the bytes of the text and takes 0xA0 for white space, which is a part of "\u00e0" in UTF-8: what is
+    left of such a character are bytes as `surrogateescape` writes them. A backslash at the very end stays. An empty
+    word cannot be written.
     """
+    raw = _raw(text)
+    if b"\\" not in raw and b"\xa0" not in raw:
+        return [_text(word) for word in raw.split()]
     words: list[str] = []
-    word: list[str] = []
+    word = bytearray()
     escaped = False
-    for char in text:
+    for byte in raw:
         if escaped:
-            word.append(char)
+            word.append(byte)
             escaped = False
-        elif char == "\\":
+        elif byte == _BACKSLASH:
             escaped = True
-        elif char in _SPACE:
+        elif byte in _SPACE:
             if word:
-                words.append("".join(word))
-                word = []
+                words.append(_text(word))
+                word.clear()
         else:
-            word.append(char)
+            word.append(byte)
     if escaped:
-        word.append("\\")
+        word.append(_BACKSLASH)
     if word:
-        words.append("".join(word))
+        words.append(_text(word))
     return words
 
 
@@ -60,7 +74,7 @@ def quote(word: str) -> str:
     if not word or "\0" in word:
         message = f"{word!r} cannot be a word of kernel text"
         raise ValueError(message)
-    return _QUOTED.sub(lambda match: "\\" + match[0], word)
+    return _text(_QUOTED.sub(lambda match: b"\\" + match[0], _raw(word)))
 
 
 class Tokens:

@@ -258,5 +258,5 @@ class Target(ABC):
 
     @classmethod
     @abstractmethod
-    def strategy(cls, space: Space) -> SearchStrategy[Self]:
+    def strategy(cls, space: Space) -> SearchStrategy[Target]:
         """Return a hypothesis strategy for valid values; imports hypothesis when called."""

@@ -15,8 +15,13 @@ from typing import TYPE_CHECKING
 __all__ = ["module_names"]
 
 if TYPE_CHECKING:
+    from dmcore.targets.delay import Delay as Delay
+    from dmcore.targets.dust import Dust as Dust
     from dmcore.targets.error import Error as Error
+    from dmcore.targets.flakey import Flakey as Flakey
     from dmcore.targets.linear import Linear as Linear
+    from dmcore.targets.log_writes import LogWrites as LogWrites
+    from dmcore.targets.striped import Striped as Striped
     from dmcore.targets.zero import Zero as Zero
 
 

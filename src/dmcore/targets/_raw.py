@@ -89,7 +89,7 @@ class Raw(Target):
         return RawStatus(text)
 
     @classmethod
-    def strategy(cls, space: Space) -> SearchStrategy[Self]:
+    def strategy(cls, space: Space) -> SearchStrategy[Raw]:
         """Draw nothing: which words would be valid is not known."""
         from hypothesis import strategies as st
 

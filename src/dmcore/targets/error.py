@@ -91,7 +91,7 @@ class Error(Target):
         )
 
     @classmethod
-    def strategy(cls, space: Space) -> SearchStrategy[Self]:
+    def strategy(cls, space: Space) -> SearchStrategy[Error]:
         """Draw the value without device, and with one where the kernel knows that."""
         from hypothesis import strategies as st
 

@@ -63,6 +63,6 @@ class Linear(Target):
         return cls(dev=leg.dev, offset=leg.offset)
 
     @classmethod
-    def strategy(cls, space: Space) -> SearchStrategy[Self]:
+    def strategy(cls, space: Space) -> SearchStrategy[Linear]:
         """Draw any part of a device that is long enough."""
         return space.legs().map(lambda leg: cls(dev=leg.dev, offset=leg.offset))

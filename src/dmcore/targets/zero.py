@@ -51,7 +51,7 @@ class Zero(Target):
         return cls()
 
     @classmethod
-    def strategy(cls, space: Space) -> SearchStrategy[Self]:
+    def strategy(cls, space: Space) -> SearchStrategy[Zero]:
         """Draw the one value there is."""
         from hypothesis import strategies as st
 
