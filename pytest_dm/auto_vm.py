@@ -72,12 +72,15 @@ class AutoVm:
         vm_session.distribute(config, self.options)
         guests = vm_session.VmSession(config, self.options, only_dm=True)
         config.pluginmanager.register(guests, vm_session.PLUGIN_NAME)
-        guests.pytest_sessionstart()
+        guests.prepare()
         guests.announce()
         distributed = DSession(config)
         config.pluginmanager.register(distributed, "dsession")
         guests.spare_replacements()
-        distributed.pytest_sessionstart(session)
+        try:
+            distributed.pytest_sessionstart(session)
+        except (OSError, EOFError) as error:
+            guests.give_up(error)
         try:
             distributed.pytest_runtestloop()
         finally:

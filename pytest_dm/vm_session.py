@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import pytest
 
@@ -23,7 +23,7 @@ from dmcore.owner import PREFIX, Owner
 from pytest_dm.kernel_scheduling import KernelScheduling, kernel_of, worker_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     import execnet
     from xdist.dsession import DSession
@@ -39,6 +39,7 @@ PLUGIN_NAME = "dm-vm-session"
 _MAX_LOST_GUESTS = 64
 _MAX_STILLBORN = 3
 _CONSOLE_LINES = 60
+_BOOTED = "dmvm-init: ready"
 _CLONE = "_clone_node"
 """Private to xdist, which has no hook for it: replaces a dead worker."""
 
@@ -109,8 +110,19 @@ class VmSession:
     def _distributed(self) -> DSession | None:
         return cast("DSession | None", self.config.pluginmanager.getplugin("dsession"))
 
-    def _prepare(self) -> None:
-        """Choose machine and kernels, and have the kernels ready on disk; slow only the first time."""
+    def prepare(self) -> None:
+        """Choose machine and kernels, and have the kernels ready on disk; slow only the first time.
+
+        Raises:
+            pytest.UsageError: No such kernel, or none that can be had here.
+        """
+        try:
+            self._choose_kernels()
+        except DmError as error:
+            self.pytest_unconfigure()
+            raise pytest.UsageError(str(error)) from error
+
+    def _choose_kernels(self) -> None:
         from dmvm import machine, store  # noqa: PLC0415 - only a session in guests pays for it
 
         chosen: list[str] = []
@@ -121,14 +133,24 @@ class VmSession:
             self.machines[name] = kind
         self.kernels = tuple(dict.fromkeys(chosen))
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionstart(self) -> None:
-        """Have every kernel ready before xdist starts workers."""
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionstart(self) -> Generator[None]:
+        """Have every kernel ready before xdist starts workers; say it plainly if a guest does not come up."""
+        self.prepare()
         try:
-            self._prepare()
-        except DmError as error:
-            self.pytest_unconfigure()
-            raise pytest.UsageError(str(error)) from error
+            yield
+        except (OSError, EOFError) as error:
+            self.give_up(error)
+
+    def give_up(self, error: Exception) -> NoReturn:
+        """End the session because a worker did not start: with what its guest left, not with a traceback of xdist's."""
+        told = [
+            json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.glob("*/lost.json"))
+        ]
+        lines = [f"{lost['reason']}\n{lost['console_tail']}" for lost in told] or [
+            f"a worker did not start: {error}"
+        ]
+        pytest.exit("\n".join(lines), returncode=int(pytest.ExitCode.INTERNAL_ERROR))
 
     @pytest.hookimpl
     def pytest_report_header(self) -> str:
@@ -154,7 +176,7 @@ class VmSession:
 
     def _command(self, kernel: str) -> list[str]:
         return [
-            sys.executable, "-m", "dmvm.worker", "--kernel", kernel, "--exchange-root", str(self.folder), "--end-with-stdin",
+            sys.executable, "-m", "dmvm.worker", "--kernel", kernel, "--exchange-root", str(self.folder),
             "--", sys.executable,
         ]  # fmt: skip
 
@@ -232,7 +254,8 @@ class VmSession:
             f"{loss.reason}\nThe guest ({kernel_of(node)}) was lost; the other tests go on in a fresh one."
         )
         if loss.console:
-            report.sections.append((f"console of the lost guest (last {_CONSOLE_LINES} lines)", loss.console))
+            since_boot = loss.console.rpartition(f"{_BOOTED}\n")[2]
+            report.sections.append(("console of the lost guest", since_boot))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self) -> None:
