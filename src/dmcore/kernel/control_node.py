@@ -102,6 +102,7 @@ class ControlNode:
         path: The node; made (mode 0600) from the number in /proc/misc if it is missing.
 
     Attributes:
+        path: The node.
         log: The kernel log as seen by this object.
 
     Raises:
@@ -109,7 +110,8 @@ class ControlNode:
     """
 
     def __init__(self, path: str | os.PathLike[str] = CONTROL) -> None:
-        self._fd = _open_control(Path(path))
+        self.path = Path(path)
+        self._fd = _open_control(self.path)
         self.log = KernelLog()
 
     def fileno(self) -> int:

@@ -1,0 +1,127 @@
+"""Waiting for udev: the cookies of libdevmapper, SysV semaphores that udev's rules count down.
+
+A uevent of a dm device can carry a number (`event_nr` of the request). The rule 95-dm-notify.rules then runs
+`dmsetup udevcomplete NUMBER`, which takes one off the semaphore with the key 0x0d4d0000 + (NUMBER & 0xffff). The upper
+half of the number is for the rules. Source: lvm2, libdm/libdm-common.c (dm_task_set_cookie, dm_udev_wait).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import socket
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmcore.errors import IoctlError, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from dmcore.kernel.sysv import Semaphore
+
+__all__ = ["PRIVATE", "PUBLIC", "Cookie", "running", "transaction"]
+
+_PRIMARY_SOURCE = 0x40
+PUBLIC = _PRIMARY_SOURCE
+"""Flags for the rules: treat the device as any other."""
+PRIVATE = _PRIMARY_SOURCE | 0x02 | 0x04 | 0x08
+"""Flags for the rules: make nodes only; no probing for file systems, no links by content, nothing that opens it."""
+
+_SOCKET = Path("/run/udev/control")
+_RULE = "95-dm-notify.rules"
+_RULES = ("/etc/udev/rules.d", "/run/udev/rules.d", "/usr/lib/udev/rules.d", "/lib/udev/rules.d")
+_KEY = 0x0D4D0000
+_KEY_TRIES = 64
+_FULL = frozenset({errno.ENOSPC, errno.ENOSYS, errno.ENOMEM})
+
+
+def running() -> bool:
+    """Whether a udevd listens in this system that has device-mapper's rules, so that a cookie would be completed."""
+    try:
+        found = _SOCKET.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+    return _listens(found.st_ino, found.st_ctime_ns) and _has_rules()
+
+
+@cache
+def _listens(_inode: int, _changed: int) -> bool:
+    """Whether somebody serves the control socket; asked once per socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as probe:
+        return probe.connect_ex(os.fspath(_SOCKET)) in {0, errno.EAGAIN}
+
+
+@cache
+def _has_rules() -> bool:
+    """Whether the rule file that udev reads, the first of that name, has content (a link to /dev/null masks it)."""
+    for folder in _RULES:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return bool((Path(folder) / _RULE).read_bytes().strip())
+    return False
+
+
+class Cookie:
+    """Counts the uevents of one transaction that udev has not handled yet. Made by `transaction`.
+
+    Attributes:
+        flags: What the rules are told.
+    """
+
+    def __init__(self, semaphore: Semaphore | None, flags: int) -> None:
+        self.flags = flags
+        self._semaphore = semaphore
+
+    def begin(self) -> int:
+        """Expect one more uevent and return the number to send with its request (0: no cookie)."""
+        if self._semaphore is None:
+            return 0
+        self._semaphore.add(1)
+        return self.flags << 16 | self._semaphore.key & 0xFFFF
+
+    def cancel(self) -> None:
+        """Expect one uevent less: the request made none."""
+        if self._semaphore is not None:
+            self._semaphore.add(-1)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until udev has handled all; False if it has not after `timeout` seconds, or there is no cookie."""
+        return self._semaphore is not None and self._semaphore.wait_for_zero(timeout)
+
+
+def _new_semaphore() -> Semaphore | None:
+    """Return a new semaphore; None where the system has none left, and requests must go without a cookie."""
+    from dmcore.kernel.sysv import Semaphore  # noqa: PLC0415 - loads ctypes, which only udev systems need
+
+    for _ in range(_KEY_TRIES):
+        try:
+            return Semaphore.create(_KEY | (secrets.randbelow(0xFFFF) + 1))
+        except IoctlError as error:
+            if error.errno in _FULL:
+                return None
+            if error.errno != errno.EEXIST:
+                raise
+    raise IoctlError(errno.EEXIST, "semget", "udev cookie", f"{_KEY_TRIES} keys are all taken")
+
+
+@contextlib.contextmanager
+def transaction(flags: int = PRIVATE) -> Generator[Cookie]:
+    """Give a cookie for the requests of the block; its semaphore is removed at the end, whatever happens.
+
+    A uevent that udev handles after that finds no semaphore; its rule takes that as done.
+
+    Args:
+        flags: `PRIVATE`, `PUBLIC`, or other bits of DM_UDEV_* (libdevmapper.h).
+    """
+    if not 0 <= flags < 1 << 16:
+        raise SpecError("flags", flags, "16 bits")
+    semaphore = None
+    try:
+        semaphore = _new_semaphore()
+        yield Cookie(semaphore, flags)
+    finally:
+        if semaphore is not None:
+            semaphore.remove()
