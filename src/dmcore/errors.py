@@ -14,6 +14,7 @@ __all__ = [
     "DeviceBusy",
     "DeviceMissing",
     "DmError",
+    "FormatError",
     "IoctlError",
     "LeakError",
     "ParseError",
@@ -89,6 +90,23 @@ class AbiError(DmError):
     def __init__(self, message: str, offset: int = 0) -> None:
         super().__init__(f"{message} (at byte {offset} of the reply)")
         self.offset = offset
+
+
+class FormatError(DmError, ValueError):
+    """Bytes on a disk that do not have the format they should have: not such a disk, cut off, or damaged.
+
+    Attributes:
+        what: What is wrong.
+        offset: Byte of the disk or file where it stops making sense.
+    """
+
+    def __init__(self, what: str, offset: int) -> None:
+        super().__init__(what, offset)
+        self.what = what
+        self.offset = offset
+
+    def __str__(self) -> str:
+        return f"{self.what} (at byte {self.offset})"
 
 
 class IoctlError(DmError, OSError):
