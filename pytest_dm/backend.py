@@ -1,0 +1,218 @@
+"""Which backend runs the tests of this process, and what would help where there is none."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from pytest_dm.markers import Wants
+from pytest_dm.options import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from dmcore.errors import Unsupported
+    from pytest_dm.runtime import Runtime
+
+__all__ = [
+    "GUEST",
+    "Backend",
+    "Choice",
+    "check",
+    "choose",
+    "find_tool",
+    "for_session",
+    "in_guest",
+    "missing",
+    "open_runtime",
+    "runtime",
+    "skipping",
+]
+
+GUEST = "PYTEST_DM_GUEST"
+"""Environment variable that is set in a guest of ours, to the kernel's name."""
+
+_CHOICE = pytest.StashKey["Choice"]()
+_RUNTIME = pytest.StashKey["Runtime"]()
+_SYSTEM_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The backend for this process.
+
+    Attributes:
+        kind: "kernel", or "none" if no test that needs a device can run here.
+        reason: Why there is none.
+        hint: The one command that would help.
+    """
+
+    kind: str
+    reason: str = ""
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return self.kind if self.kind != "none" else f"{self.reason} -- try: {self.hint}"
+
+
+def in_guest() -> bool:
+    """Whether this process runs in a guest of ours."""
+    return GUEST in os.environ
+
+
+def choose(options: Options) -> Choice:
+    """Return the backend for the tests that this very process runs.
+
+    Guests are chosen for a whole session before anything is collected (`Options.wants_guests`); in a guest, and without
+    one, tests run on the kernel that is there, if it will have them.
+    """
+    if options.wants_guests and not in_guest():
+        return Choice(
+            "none", "this session's device-mapper tests run in guests, and this is not one", "pytest --dm-vm"
+        )
+    if not Path("/proc/self").exists():
+        return Choice(
+            "none", f"device-mapper needs Linux, this is {platform.system()}", "run it on a Linux machine"
+        )
+    release = os.uname().release
+    if os.geteuid() != 0:
+        return Choice("none", "device-mapper on this kernel needs root", "pytest --dm-vm")
+    from dmcore.errors import DmError  # noqa: PLC0415 - only where a test needs a device
+    from dmcore.kernel.control import Control  # noqa: PLC0415 - the same
+
+    try:
+        with Control() as control:
+            control.version()
+    except (DmError, OSError) as error:
+        return Choice("none", f"kernel {release} has no usable device-mapper ({error})", "pytest --dm-vm")
+    if not Path("/dev/loop-control").exists():
+        return Choice("none", f"kernel {release} has no loop driver", "modprobe loop")
+    return Choice("kernel")
+
+
+def for_session(config: pytest.Config) -> Choice:
+    """Return `choose` for the session's options, asked once."""
+    choice = config.stash.get(_CHOICE, None)
+    if choice is None:
+        choice = config.stash[_CHOICE] = choose(Options.of(config))
+    return choice
+
+
+def runtime(config: pytest.Config) -> Runtime:
+    """Return what this process holds for its tests; made at first use, closed when the session ends.
+
+    Raises:
+        Unsupported: The kernel's device-mapper cannot be used.
+    """
+    held = config.stash.get(_RUNTIME, None)
+    if held is None:
+        from pytest_dm.runtime import Runtime  # noqa: PLC0415 - only where a test needs a device
+
+        held = config.stash[_RUNTIME] = Runtime()
+        config.add_cleanup(held.close)
+    return held
+
+
+def open_runtime(config: pytest.Config) -> Runtime | None:
+    """Return the runtime if it was made."""
+    return config.stash.get(_RUNTIME, None)
+
+
+def missing(options: Options, message: str) -> NoReturn:
+    """Skip the running test, or fail it with `--dm-require`."""
+    if options.require:
+        pytest.fail(f"{message} (and --dm-require forbids to skip)", pytrace=False)
+    pytest.skip(message)
+
+
+@contextmanager
+def skipping(config: pytest.Config) -> Generator[None]:
+    """Turn `Unsupported` into a skip, or a failure with `--dm-require`."""
+    try:
+        yield
+    except Exception as error:
+        errors = sys.modules.get("dmcore.errors")
+        if errors is None or not isinstance(error, errors.Unsupported):
+            raise
+        missing(Options.of(config), str(error))
+
+
+def check(item: pytest.Item) -> None:
+    """Skip a test for which there is no backend, or that needs what this kernel or machine lacks.
+
+    Raises:
+        Unsupported: Something that its markers name in `needs` is missing.
+    """
+    choice = for_session(item.config)
+    if choice.kind == "none":
+        missing(Options.of(item.config), f"needs device-mapper: {choice}")
+    for need in Wants.of(item).needs:
+        lacking = runtime(item.config).lacks(need)
+        if lacking is not None:
+            raise lacking
+
+
+def find_tool(name: str) -> Path | None:
+    """Return the program's path, looking into the system folders that a user's PATH leaves out."""
+    found = shutil.which(name) or shutil.which(name, path=_SYSTEM_FOLDERS)
+    return Path(found) if found else None
+
+
+def _is_uml() -> bool:
+    return "User Mode Linux" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+
+
+class Backend:
+    """What runs where: the value of the fixture `dm_backend`.
+
+    Attributes:
+        kind: "kernel".
+        guest: Name of the guest's kernel ("uml-6.12"), "" on the machine's own.
+        machine: "uml" or "qemu" in a guest, "host" on the machine's own kernel.
+        release: The kernel's release, as `uname -r` prints it.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.kind = "kernel"
+        self.guest = os.environ.get(GUEST, "")
+        self.machine = ("uml" if _is_uml() else "qemu") if self.guest else "host"
+        self.release = os.uname().release
+        self._runtime = runtime
+
+    @cached_property
+    def version(self) -> tuple[int, int, int]:
+        """Version of the device-mapper interface."""
+        return self._runtime.control.version()
+
+    @property
+    def targets(self) -> dict[str, tuple[int, int, int]]:
+        """Versions of the targets whose modules are loaded now."""
+        return self._runtime.control.list_versions()
+
+    def target_version(self, name: str) -> tuple[int, int, int]:
+        """Return the version of a target, loading its module.
+
+        Raises:
+            Unsupported: The kernel has no such target.
+        """
+        return self._runtime.target_version(name)
+
+    def has(self, need: str) -> bool:
+        """Whether a target, feature ("flakey.error_reads") or program is there."""
+        return self._runtime.lacks(need) is None
+
+    def lacks(self, need: str) -> Unsupported | None:
+        """Return what is missing for `need`, None if it is there."""
+        return self._runtime.lacks(need)
+
+    def __repr__(self) -> str:
+        return f"<dm backend: {self.kind} {self.release} on {self.machine}>"

@@ -1,0 +1,121 @@
+"""LogWrites: a disk that logs every write to a second one."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from dmcore import targets
+from dmcore.errors import DmError
+from dmcore.table import Table
+from dmcore.targets.log_writes import LogWritesStatus, Mark
+from dmcore.units import SECTOR
+from pytest_dm.devices.base import DmDevice
+
+if TYPE_CHECKING:
+    from dmcore.formats.log_writes import Entry
+    from pytest_dm.devices.base import Disk
+    from pytest_dm.factory import Dm
+
+__all__ = ["LogWrites"]
+
+_SETTLE = 5.0
+_POLL = 0.005
+
+
+class LogWrites(DmDevice):
+    """A disk whose writes, discards and flushes are logged in the order in which they became durable.
+
+    A write is in the log once a flush (fsync) that came after it is done, or at once if it was a FUA write; `mark` puts
+    a name between them. What no flush covered comes when logging stops.
+
+    Attributes:
+        lower: The data disk.
+        log: The disk that holds the log.
+    """
+
+    def __init__(self, maker: Dm, lower: Disk, log: Disk) -> None:
+        self.log = log
+        self._sector_size = lower.block_size
+        self._length = lower.size // SECTOR
+        self._marked: str | None = None
+        self._stopped = False
+        table = Table.of(targets.LogWrites(dev=lower.ref, log=log.ref), self._length)
+        super().__init__(maker, table, label="log-writes", lower=lower)
+
+    @property
+    def logging(self) -> bool:
+        """Whether writes are logged: not after `stop` or a power cut, nor once the log is full."""
+        return not self._stopped and not self._live().disabled
+
+    def _live(self) -> LogWritesStatus:
+        (status,) = self.status()
+        assert isinstance(status, LogWritesStatus), status
+        return status
+
+    def mark(self, name: str) -> None:
+        """Put a name into the log, behind what is durable now.
+
+        Raises:
+            SpecError: Empty, with NUL, or too long for a sector of the log.
+            DmError: Logging has stopped.
+        """
+        message = Mark(name, self._sector_size)
+        if not self.logging:
+            problem = f"{self.name} no longer logs" if self._stopped else f"the log of {self.name} is full"
+            raise DmError(problem)
+        self.device.send(message)
+        self._marked = name
+
+    def stop(self) -> None:
+        """Stop logging: what no flush covered is logged now, then the mark "dm-log-writes-end". The disk goes on."""
+        if not self._stopped:
+            assert self.lower is not None
+            self._fault(Table.of(targets.Linear(dev=self.lower.ref), self._length))
+            self._stopped = True
+
+    def entries(self) -> list[Entry]:
+        """Return the log so far, oldest first; waits a bounded time until the last mark has arrived.
+
+        Writes that no flush followed are not in it yet: `flush` or `stop` first if they matter.
+
+        Raises:
+            AbiError: The log is damaged.
+            DmError: The last mark does not arrive.
+        """
+        deadline = time.monotonic() + _SETTLE
+        while True:
+            found = self._read()
+            if self._marked is None or any(entry.mark == self._marked for entry in reversed(found)):
+                return found
+            if time.monotonic() > deadline:
+                message = f"the mark {self._marked!r} is not in the log after {_SETTLE} s"
+                raise DmError(message)
+            time.sleep(_POLL)
+
+    def _read(self) -> list[Entry]:
+        from dmcore.formats.log_writes import LogReader  # noqa: PLC0415 - only who reads a log needs it
+
+        with self.log.open(readonly=True) as file, LogReader(file.fileno()) as reader:
+            return list(reader.entries(None if self._stopped else self._live().entries))
+
+    def marks(self) -> list[str]:
+        """Return the names in the log, oldest first."""
+        return [entry.mark for entry in self.entries() if entry.mark is not None]
+
+    def data(self, entry: Entry) -> bytes:
+        """Return the data that an entry wrote; b"" for a flush, a mark or a discard."""
+        from dmcore.formats.log_writes import LogReader  # noqa: PLC0415 - only who reads a log needs it
+
+        with self.log.open(readonly=True) as file, LogReader(file.fileno()) as reader:
+            return reader.read(entry)
+
+    def _cut(self, table: Table) -> None:
+        super()._cut(table)
+        self._stopped = True
+
+    def _restore(self) -> None:
+        """Come back as a plain disk: a log-writes target that is loaded again would overwrite the log."""
+        assert self.lower is not None
+        self._loaded = Table.of(targets.Linear(dev=self.lower.ref), self._length)
+        super()._restore()

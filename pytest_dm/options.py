@@ -1,0 +1,153 @@
+"""Command line and ini settings as one frozen value."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+__all__ = ["BACKENDS", "MACHINES", "Options", "add_options"]
+
+BACKENDS = ("auto", "kernel", "vm")
+MACHINES = ("auto", "qemu", "uml")
+_DEFAULT_TIMEOUT = 120.0
+_KEY = pytest.StashKey["Options"]()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for; picklable, and the same in every worker.
+
+    Attributes:
+        backend: "auto", "kernel" or "vm".
+        vm: Machine for the guests ("auto", "qemu", "uml"), None if `--dm-vm` was not given.
+        kernels: Guest kernels by name or path; the suite runs once on each. Empty: the default one.
+        require: A test that would be skipped for want of a device, target or tool fails.
+        keep: Leave the devices of failed tests in place.
+        artifacts: Folder for what failed tests leave to look at; None to keep nothing.
+        timeout: Seconds a test may run in a guest before the guest is taken for hung.
+    """
+
+    backend: str = "auto"
+    vm: str | None = None
+    kernels: tuple[str, ...] = ()
+    require: bool = False
+    keep: bool = False
+    artifacts: Path | None = None
+    timeout: float = _DEFAULT_TIMEOUT
+
+    @property
+    def wants_guests(self) -> bool:
+        """Whether the session is to run in guests, by `--dm-vm`, `--dm-backend=vm` or `--dm-kernel`."""
+        return self.vm is not None or self.backend == "vm" or bool(self.kernels)
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> Options:
+        """Return the session's options.
+
+        Raises:
+            pytest.UsageError: A value that means nothing, or two that contradict each other.
+        """
+        options = config.stash.get(_KEY, None)
+        if options is None:
+            options = config.stash[_KEY] = _read(config)
+        return options
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Add the command line options and their ini twins."""
+    group = parser.getgroup("dm", "device-mapper fault injection (pytest-dm)")
+    group.addoption(
+        "--dm-backend", choices=BACKENDS, dest="dm_backend",
+        help="where device-mapper tests run: auto = on this kernel if possible; vm = in guests",
+    )  # fmt: skip
+    group.addoption(
+        "--dm-vm", action="store_const", const="auto", dest="dm_vm",
+        help="run the session in throw-away VMs, one per xdist worker (-n N); no root needed",
+    )  # fmt: skip
+    # Spelled out so that the value is only taken after "=": "--dm-vm tests/" names a folder, not a machine.
+    for machine in MACHINES:
+        group.addoption(
+            f"--dm-vm={machine}", action="store_const", const=machine, dest="dm_vm",
+            help=f"the same; machine: {machine}" if machine != "auto" else "the same as --dm-vm",
+        )  # fmt: skip
+    group.addoption(
+        "--dm-kernel", action="append", dest="dm_kernel", metavar="NAME|PATH",
+        help="guest kernel (see 'pytest-dm vm list'); repeat it to run the suite once per kernel",
+    )  # fmt: skip
+    group.addoption(
+        "--dm-require", action="store_true", default=None, dest="dm_require",
+        help="fail instead of skipping where a device, target or tool is missing",
+    )  # fmt: skip
+    group.addoption(
+        "--dm-keep", action="store_true", default=None, dest="dm_keep",
+        help="leave the devices of failed tests in place and say how to remove them",
+    )  # fmt: skip
+    group.addoption(
+        "--dm-artifacts", dest="dm_artifacts", metavar="DIR",
+        help="copy what failed tests leave (tables, logs, consoles) into DIR",
+    )  # fmt: skip
+    group.addoption(
+        "--dm-timeout", type=float, dest="dm_timeout", metavar="SECONDS",
+        help=f"seconds a test may run in a guest (default {_DEFAULT_TIMEOUT:g})",
+    )  # fmt: skip
+    parser.addini("dm_backend", "default for --dm-backend", default="auto")
+    parser.addini("dm_vm", "default for --dm-vm: auto, qemu or uml", default="")
+    parser.addini("dm_kernel", "defaults for --dm-kernel, in guests", type="args", default=[])
+    parser.addini("dm_require", "default for --dm-require", type="bool", default=False)
+    parser.addini("dm_keep", "default for --dm-keep", type="bool", default=False)
+    parser.addini("dm_artifacts", "default for --dm-artifacts, from the project's root", default="")
+    parser.addini("dm_timeout", "default for --dm-timeout", default=str(_DEFAULT_TIMEOUT))
+
+
+def _choice(field: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        message = f"{field}={value!r}: choose from {', '.join(choices)}"
+        raise pytest.UsageError(message)
+    return value
+
+
+def _seconds(field: str, value: float | str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        message = f"{field}={value!r}: give a positive number of seconds"
+        raise pytest.UsageError(message)
+    return seconds
+
+
+def _read(config: pytest.Config) -> Options:
+    def given(name: str) -> object:
+        value: object = config.getoption(name, default=None)
+        return config.getini(name) if value is None else value
+
+    backend = _choice("dm_backend", str(given("dm_backend")), BACKENDS)
+    machine = str(given("dm_vm"))
+    kernels = config.getoption("dm_kernel", default=None) or []
+    if backend == "kernel" and (config.getoption("dm_vm", default=None) or kernels):
+        message = "--dm-backend=kernel runs on this kernel; it cannot be combined with --dm-vm or --dm-kernel"
+        raise pytest.UsageError(message)
+    vm = _choice("dm_vm", machine, MACHINES) if machine and backend != "kernel" else None
+    if not kernels and (vm is not None or backend == "vm"):
+        kernels = config.getini("dm_kernel")
+    artifacts = str(given("dm_artifacts"))
+    return Options(
+        backend=backend,
+        vm=vm,
+        kernels=tuple(str(kernel) for kernel in kernels),
+        require=bool(given("dm_require")),
+        keep=bool(given("dm_keep")),
+        artifacts=_folder(config, artifacts) if artifacts else None,
+        timeout=_seconds("dm_timeout", str(given("dm_timeout"))),
+    )
+
+
+def _folder(config: pytest.Config, text: str) -> Path:
+    """Return an absolute path: relative to where pytest was called, or to the root for an ini setting."""
+    from_command_line = config.getoption("dm_artifacts", default=None) is not None
+    base = config.invocation_params.dir if from_command_line else config.rootpath
+    return Path(os.path.normpath(base / Path(text).expanduser()))

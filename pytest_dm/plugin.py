@@ -1,0 +1,142 @@
+"""Hooks of the plugin; each calls the module that does the work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_dm import backend, markers, reporting
+from pytest_dm.fixtures import (
+    dm,
+    dm_backend,
+    dm_delay,
+    dm_dust,
+    dm_error,
+    dm_flakey,
+    dm_linear,
+    dm_log_writes,
+    dm_loop,
+    dm_session,
+    dm_zero,
+)
+from pytest_dm.options import Options, add_options
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+__all__ = [
+    "dm",
+    "dm_backend",
+    "dm_delay",
+    "dm_dust",
+    "dm_error",
+    "dm_flakey",
+    "dm_linear",
+    "dm_log_writes",
+    "dm_loop",
+    "dm_session",
+    "dm_zero",
+]
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--dm-*` and their ini twins."""
+    add_options(parser)
+
+
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Make xdist distribute the session over guests, after it has read its own options."""
+    options = Options.of(config)
+    if options.wants_guests and not _is_worker(config) and not backend.in_guest():
+        from pytest_dm import vm_session  # noqa: PLC0415 - only a session in guests pays for it
+
+        vm_session.distribute(config, options)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker, and the part of the plugin that this process needs."""
+    config.addinivalue_line("markers", markers.DESCRIPTION)
+    options = Options.of(config)
+    if _is_worker(config) and backend.in_guest():
+        from pytest_dm.guest_worker import GuestWorker  # noqa: PLC0415 - only in a guest
+
+        config.pluginmanager.register(GuestWorker(config, options.timeout), "dm-guest-worker")
+    elif options.wants_guests and not _is_worker(config) and not backend.in_guest():
+        from pytest_dm import vm_session  # noqa: PLC0415 - only a session in guests pays for it
+
+        config.pluginmanager.register(vm_session.VmSession(config, options), vm_session.PLUGIN_NAME)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
+    """Refuse a wrong marker at collection, and mark every test that uses our fixtures."""
+    made = yield
+    markers.check(made)
+    return made
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that asks for our fixtures, so that `-m dm` finds all that need a kernel."""
+    for item in items:
+        if item.get_closest_marker("dm") is None and markers.uses_dm(item):
+            item.add_marker("dm")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Where this kernel cannot run device-mapper tests but a guest is at hand, let those tests run there."""
+    config = session.config
+    automatic = Options.of(config).backend == "auto" and not Options.of(config).wants_guests
+    if (
+        automatic
+        and not _is_worker(config)
+        and not backend.in_guest()
+        and any(map(markers.uses_dm, session.items))
+    ):
+        from pytest_dm import auto_vm  # noqa: PLC0415 - only a session with such tests pays for it
+
+        config.pluginmanager.register(auto_vm.AutoVm(config, Options.of(config)), auto_vm.PLUGIN_NAME)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Skip a test that this machine cannot run; remember where the kernel log was."""
+    if not markers.uses_dm(item):
+        return (yield)
+    with backend.skipping(item.config):
+        backend.check(item)
+        reporting.begin(item)
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Skip a test that found out by itself that this machine cannot run it."""
+    if not markers.uses_dm(item):
+        return (yield)
+    with backend.skipping(item.config):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add tables, status and kernel log to the report of a failed test, while its devices are there."""
+    report = yield
+    if report.failed and markers.uses_dm(item):
+        reporting.add_sections(item, report)
+    return report
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say where device-mapper tests run, when asked for details."""
+    return reporting.header(config)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what `--dm-keep` left."""
+    reporting.summarize(config, terminalreporter)

@@ -1,0 +1,122 @@
+"""What the plugin adds to pytest's own output: sections of a failed test's report, and the header line."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_dm import backend
+from pytest_dm.options import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_dm.factory import Dm
+    from pytest_dm.runtime import Runtime
+
+__all__ = ["add_sections", "begin", "failed", "header", "summarize", "tell_kept"]
+
+_MARK = pytest.StashKey[int]()
+_FAILED = pytest.StashKey[bool]()
+_KEPT = pytest.StashKey[list[str]]()
+_LOG_LINES = 200
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]+")
+
+
+def begin(item: pytest.Item) -> None:
+    """Remember where the kernel log is when the test begins."""
+    item.stash[_MARK] = backend.runtime(item.config).log.mark()
+
+
+def failed(item: pytest.Item) -> bool:
+    """Whether the test failed, in setup or call."""
+    return item.stash.get(_FAILED, False)
+
+
+def _each(runtime: Runtime) -> Iterator[Dm]:
+    waiting = list(runtime.roots)
+    while waiting:
+        dm = waiting.pop(0)
+        yield dm
+        waiting.extend(dm.scopes)
+
+
+def _tables(runtime: Runtime) -> list[str]:
+    lines: list[str] = []
+    for dm in _each(runtime):
+        if dm.post_mortem:
+            lines += ["(of a scope that has ended)", *dm.post_mortem]
+        lines += dm.described()
+    return lines
+
+
+def _statuses(runtime: Runtime) -> list[str]:
+    return [line for dm in _each(runtime) for line in dm.statuses()]
+
+
+def _kernel_log(item: pytest.Item, runtime: Runtime) -> list[str]:
+    lines = runtime.log.since(item.stash.get(_MARK, 0))
+    if len(lines) > _LOG_LINES:
+        return [f"({len(lines) - _LOG_LINES} earlier lines left out)", *lines[-_LOG_LINES:]]
+    return lines
+
+
+def add_sections(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Add the loaded tables, their status and the kernel log since the test began to a failed test's report."""
+    runtime = backend.open_runtime(item.config)
+    if report.when != "teardown":
+        item.stash[_FAILED] = True
+    if runtime is None or _MARK not in item.stash:
+        return
+    made = (
+        ("dm tables", _tables(runtime)),
+        ("dm status", _statuses(runtime)),
+        ("kernel log", _kernel_log(item, runtime)),
+    )
+    sections = [(title, "\n".join(lines)) for title, lines in made if lines]
+    report.sections.extend(sections)
+    folder = _artifacts(item.config)
+    if folder is not None and sections:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{_UNSAFE.sub('-', item.nodeid)}-{report.when}.txt"
+        text = "".join(f"--- {title} ---\n{body}\n" for title, body in sections)
+        (folder / name[-200:]).write_text(text, encoding="utf-8")
+
+
+def _artifacts(config: pytest.Config) -> Path | None:
+    """Return the folder for what a failed test leaves; a guest's is the one that its host collects."""
+    if Options.of(config).artifacts is None:
+        return None
+    exchange = os.environ.get("PYTEST_DM_EXCHANGE")
+    if backend.in_guest() and exchange:
+        return Path(exchange) / "artifacts"
+    return Options.of(config).artifacts
+
+
+def tell_kept(item: pytest.Item, kept: list[str]) -> None:
+    """Say at the session's end what was left in place for a failed test."""
+    if kept:
+        item.config.stash.setdefault(_KEPT, []).extend([f"{item.nodeid}:", *(f"  {line}" for line in kept)])
+
+
+def summarize(config: pytest.Config, reporter: pytest.TerminalReporter) -> None:
+    """Print what `--dm-keep` left, and how to remove it."""
+    lines = config.stash.get(_KEPT, [])
+    if lines:
+        reporter.section("devices left by --dm-keep")
+        for line in lines:
+            reporter.write_line(line)
+        reporter.write_line("remove them with: pytest-dm clean")
+
+
+def header(config: pytest.Config) -> str | None:
+    """Return the header line: where device-mapper tests run; only with -v, since finding out is not free."""
+    options = Options.of(config)
+    if config.option.verbose < 1 or (options.wants_guests and not backend.in_guest()):
+        return None
+    choice = backend.for_session(config)
+    return f"dm: {choice if choice.kind == 'none' else f'kernel {os.uname().release}'}"
