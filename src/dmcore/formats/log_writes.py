@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
+from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -59,7 +60,8 @@ class SuperBlock(NamedTuple):
     sector_size: int
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Entry:
     """One entry of a log.
 
     Attributes:
@@ -291,15 +293,14 @@ class LogReader:
         if flags & ~_KNOWN_FLAGS:
             return f"has unknown flags ({flags:#x})"
         if flags & LogFlag.MARK:
-            if nr_sectors:
-                return f"is a mark with {nr_sectors} sectors"
-            if length > self.sector_size - _HEADER.size:
-                return f"is a mark of {length} bytes, more than a sector has room for"
+            room = self.sector_size - _HEADER.size
+            if nr_sectors or length > room:
+                return f"is a mark of {length} bytes, of {room} at most, with {nr_sectors} sectors, of none"
             return ""
-        if length:
-            return f"is no mark, but has {length} bytes of text"
-        if not flags and not nr_sectors:
-            return "is empty"
+        if length or not (flags or nr_sectors):
+            return (
+                f"has flags {flags:#x}, {nr_sectors} sectors and {length} bytes of text, which no entry has"
+            )
         if (sector + nr_sectors) * self.sector_size > _MAX_BYTES:
             return f"is for sectors {sector}+{nr_sectors}, which no device has"
         return ""
