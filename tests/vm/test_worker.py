@@ -79,7 +79,9 @@ class Worker:
             time.sleep(0.05)
         assert left == {}
         names = {"console.log", "lost.json", *kept}
-        while (files := {path.name for path in self.exchange.iterdir()} - names) and time.monotonic() < deadline:
+        while (
+            files := {path.name for path in self.exchange.iterdir()} - names
+        ) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert files == set()
         assert {path.name for path in self.folder.iterdir()} <= {"exchange"}
@@ -124,8 +126,10 @@ def test_the_guest_is_the_host_with_a_kernel_of_its_own(worker: Worker) -> None:
     assert seen["env"]["PYTEST_DM_GUEST"] == KERNEL
     assert seen["env"]["PYTEST_DM_EXCHANGE"] == str(worker.exchange)
     assert "DISPLAY" not in seen["env"]
-    assert seen["control"] and seen["loop"]
-    assert ["/tmp", "tmpfs"] in seen["mounts"] and ["/dev/shm", "tmpfs"] in seen["mounts"]
+    assert seen["control"]
+    assert seen["loop"]
+    assert ["/tmp", "tmpfs"] in seen["mounts"]
+    assert ["/dev/shm", "tmpfs"] in seen["mounts"]
     assert ["/", "overlay"] in seen["mounts"]
     worker.assert_nothing_left()
 
@@ -196,7 +200,9 @@ def test_a_reader_that_stops_reading_is_not_flooded(worker: Worker) -> None:
 
 
 def test_a_panic_is_told_with_its_console(worker: Worker) -> None:
-    code = "import os, time; os.write(int(os.environ['PYTEST_DM_CTL']), b'start t::x 60\\n'); time.sleep(.5)\n"
+    code = (
+        "import os, time; os.write(int(os.environ['PYTEST_DM_CTL']), b'start t::x 60\\n'); time.sleep(.5)\n"
+    )
     code += "open('/proc/sysrq-trigger', 'w').write('c')"
     status, _, _ = worker.python(code)
     assert status == 125
@@ -209,7 +215,9 @@ def test_a_panic_is_told_with_its_console(worker: Worker) -> None:
 
 
 def test_a_test_over_its_deadline_ends_the_guest(worker: Worker) -> None:
-    code = "import os, time; os.write(int(os.environ['PYTEST_DM_CTL']), b'start t::slow 1.5\\n'); time.sleep(60)"
+    code = (
+        "import os, time; os.write(int(os.environ['PYTEST_DM_CTL']), b'start t::slow 1.5\\n'); time.sleep(60)"
+    )
     began = time.monotonic()
     assert worker.python(code)[0] == 125
     assert time.monotonic() - began < 30

@@ -39,6 +39,12 @@ class Event:
     text: str = ""
 
 
+def _expecter(source: int) -> Any:  # noqa: ANN401 - pexpect's types are incomplete
+    from pexpect import fdpexpect  # noqa: PLC0415 - as in `Console._watch`
+
+    return fdpexpect.fdspawn(source, timeout=None, maxread=65536, searchwindowsize=4096)
+
+
 class Console:
     """Reads a console until its end, in a thread of its own; keeps all of it in a file.
 
@@ -54,20 +60,20 @@ class Console:
         """
         self._source = source
         self._log_path = log
-        self._log = log.open("wb", buffering=0)
+        log.unlink(missing_ok=True)
+        self._log = log.open("xb", buffering=0)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._bell, self._ring = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._thread = threading.Thread(target=self._watch, name="dmvm console", daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
-        import pexpect  # noqa: PLC0415 - 60 ms that only this thread waits for
-        from pexpect import fdpexpect  # noqa: PLC0415 - as above
+        from pexpect import EOF  # noqa: PLC0415 - 60 ms that only this thread waits for
 
         kinds = list(_SIGHTS)
-        child: Any = fdpexpect.fdspawn(self._source, timeout=None, maxread=65536, searchwindowsize=4096)
+        child = _expecter(self._source)
         child.logfile_read = self._log
-        patterns = child.compile_pattern_list([*_SIGHTS.values(), pexpect.EOF])
+        patterns = child.compile_pattern_list([*_SIGHTS.values(), EOF])
         while True:
             index = child.expect_list(patterns)
             if index == len(kinds):

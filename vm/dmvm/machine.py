@@ -105,7 +105,7 @@ def visible_paths(wanted: Iterable[str | Path], exchange: Path) -> list[str]:
     shown: list[Path] = []
     for path in hidden:
         covered = any(path.is_relative_to(other) for other in (*shown, exchange))
-        if not covered and path.exists() and path not in map(Path, ("/dev", "/run", "/var/run")):
+        if not covered and os.access(path, os.F_OK) and path not in map(Path, ("/dev", "/run", "/var/run")):
             shown.append(path)
     return [str(path) for path in shown]
 

@@ -52,9 +52,10 @@ def _parser() -> argparse.ArgumentParser:
 def write_lost(exchange: Path, *, reason: str, test: str, console_tail: str, kernel: str) -> None:
     """Write EXCHANGE/lost.json in one step: there whole or not at all."""
     fields = {"reason": reason, "test": test, "console_tail": console_tail, "kernel": kernel}
-    partial = exchange / f".lost.{os.getpid()}"
-    partial.write_text(json.dumps(fields), encoding="utf-8")
-    partial.replace(exchange / "lost.json")
+    fd, partial = tempfile.mkstemp(prefix=".lost-", dir=exchange)  # never through a link that the guest made
+    os.write(fd, json.dumps(fields).encode())
+    os.close(fd)
+    Path(partial).replace(exchange / "lost.json")
 
 
 def _why(outcome: Outcome, notes: Sequence[str]) -> str:
