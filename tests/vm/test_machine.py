@@ -140,10 +140,8 @@ def public_kernel(kernel, tmp_path_factory):
     """The kernel in a folder that every user can read."""
     folder = Path("/var/tmp") / f"pytest-dm-test-{os.getpid()}"
     folder.mkdir(mode=0o755)
-    early = []
     (folder / "modules").mkdir()
-    for module in kernel.early:
-        early.append(shutil.copy(module, folder))
+    early = [shutil.copy(module, folder) for module in kernel.early]
     image, busybox = (shutil.copy(path, folder) for path in (kernel.image, kernel.busybox))
     for path in folder.iterdir():
         path.chmod(0o755)

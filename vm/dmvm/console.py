@@ -7,10 +7,12 @@ import queue
 import re
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pexpect.fdpexpect import fdspawn
 
 __all__ = ["Console", "Event"]
 
@@ -39,7 +41,7 @@ class Event:
     text: str = ""
 
 
-def _expecter(source: int) -> Any:  # noqa: ANN401 - pexpect's types are incomplete
+def _expecter(source: int) -> fdspawn[bytes]:
     from pexpect import fdpexpect  # noqa: PLC0415 - as in `Console._watch`
 
     return fdpexpect.fdspawn(source, timeout=None, maxread=65536, searchwindowsize=4096)
@@ -78,7 +80,7 @@ class Console:
             index = child.expect_list(patterns)
             if index == len(kinds):
                 break
-            text: bytes = child.match.group(1)
+            text = cast("re.Match[bytes]", child.match).group(1)
             self._tell(Event(kinds[index], text.decode("utf-8", "replace").strip()))
         child.close()
         self._log.close()
