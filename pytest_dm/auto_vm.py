@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dmcore.errors import DmError
-from pytest_dm import backend, markers, vm_session
+from pytest_dm import backend, markers
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -43,7 +42,7 @@ class AutoVm:
         finally:
             session.items = everything
         if not session.shouldfail and not session.shouldstop:
-            self._run_in_guests(session, len(everything))
+            self._run_in_guests(session, len(everything) - len(held))
         return result
 
     def _applies(self) -> bool:
@@ -57,7 +56,8 @@ class AutoVm:
             or backend.for_session(self.config).kind != "none"
         ):
             return False
-        from dmvm import machine, store  # noqa: PLC0415 - only where it may come to guests
+        from dmcore.errors import DmError  # noqa: PLC0415 - only where it may come to guests
+        from dmvm import machine, store  # noqa: PLC0415 - the same
 
         try:
             _, name = machine.choose("auto", None)
@@ -65,12 +65,14 @@ class AutoVm:
         except DmError:
             return False
 
-    def _run_in_guests(self, session: pytest.Session, collected: int) -> None:
+    def _run_in_guests(self, session: pytest.Session, tests_here: int) -> None:
         from xdist.dsession import DSession  # noqa: PLC0415 - only a session in guests pays for it
+
+        from pytest_dm import vm_session  # noqa: PLC0415 - the same
 
         config = self.config
         vm_session.distribute(config, self.options)
-        guests = vm_session.VmSession(config, self.options, only_dm=True)
+        guests = vm_session.VmSession(config, self.options, tests_here=tests_here)
         config.pluginmanager.register(guests, vm_session.PLUGIN_NAME)
         guests.prepare()
         guests.announce()
@@ -81,7 +83,4 @@ class AutoVm:
             distributed.pytest_sessionstart(session)
         except (OSError, EOFError) as error:
             guests.give_up(error)
-        try:
-            distributed.pytest_runtestloop()
-        finally:
-            session.testscollected = collected
+        distributed.pytest_runtestloop()

@@ -8,7 +8,7 @@ from xdist.scheduler import LoadScheduling
 from xdist.workermanage import parse_tx_spec_config
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pytest
     from xdist.remote import Producer
@@ -30,7 +30,18 @@ def kernel_of(node: WorkerController) -> str:
 class KernelScheduling:
     """xdist's `Scheduling` protocol: one `LoadScheduling` per kernel, workers taken to their kernel's."""
 
-    def __init__(self, config: pytest.Config, log: Producer, kernels: Sequence[str]) -> None:
+    def __init__(
+        self, config: pytest.Config, log: Producer, kernels: Sequence[str], on_total: Callable[[int], None]
+    ) -> None:
+        """Prepare.
+
+        Args:
+            config: The controller's.
+            log: xdist's.
+            kernels: Names; the workers take them in turn.
+            on_total: Told how many tests there are in all, whenever tests are handed out.
+        """
+        self._on_total = on_total
         self._parts: dict[str, LoadScheduling] = {}
         workers = len(parse_tx_spec_config(config))
         for number, kernel in enumerate(kernels):
@@ -91,3 +102,4 @@ class KernelScheduling:
         """Hand out tests."""
         for part in self._parts.values():
             part.schedule()
+        self._on_total(sum(len(part.collection or ()) for part in self._parts.values()))

@@ -88,21 +88,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("dm")
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Where this kernel cannot run device-mapper tests but a guest is at hand, let those tests run there."""
-    config = session.config
-    automatic = Options.of(config).backend == "auto" and not Options.of(config).wants_guests
-    if (
-        automatic
-        and not _is_worker(config)
-        and not backend.in_guest()
-        and any(map(markers.uses_dm, session.items))
-    ):
-        from pytest_dm import auto_vm  # noqa: PLC0415 - only a session with such tests pays for it
-
-        config.pluginmanager.register(auto_vm.AutoVm(config, Options.of(config)), auto_vm.PLUGIN_NAME)
-
-
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Skip a test that this machine cannot run; remember where the kernel log was."""

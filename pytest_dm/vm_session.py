@@ -84,17 +84,17 @@ def distribute(config: pytest.Config, options: Options) -> None:
 class VmSession:
     """xdist hooks of the controller; registered only when tests run in guests."""
 
-    def __init__(self, config: pytest.Config, options: Options, *, only_dm: bool = False) -> None:
+    def __init__(self, config: pytest.Config, options: Options, *, tests_here: int = 0) -> None:
         """Prepare.
 
         Args:
             config: The controller's.
             options: What the user asked for.
-            only_dm: Guests run the tests that need a device and no others.
+            tests_here: If not 0, so many tests ran on the host: guests run those that need a device and no others.
         """
         self.config = config
         self.options = options
-        self.only_dm = only_dm
+        self.tests_here = tests_here
         self.kernels: tuple[str, ...] = ()
         self.machines: dict[str, str] = {}
         self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{Owner.current().tag}-"))
@@ -184,16 +184,22 @@ class VmSession:
     def pytest_configure_node(self, node: WorkerController) -> None:
         """Tell the worker which tests are its, and which kernel it is on where there are several."""
         told = cast("dict[str, object]", cast("Any", node).workerinput)
-        told["dm_only"] = self.only_dm
+        told["dm_only"] = self.tests_here > 0
         if len(self.kernels) > 1:
             told["dm_kernel"] = kernel_of(node)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> Scheduling | None:
         """With several kernels every test runs once per kernel; else xdist's own choice stands."""
-        if len(self.kernels) < 2:
+        if len(self.kernels) < 2 and not self.tests_here:
             return None
-        return KernelScheduling(config, log, self.kernels)
+        return KernelScheduling(config, log, self.kernels, self._set_total)
+
+    def _set_total(self, tests: int) -> None:
+        """Correct xdist's idea of how many tests there are, which is one worker's."""
+        session: pytest.Session | None = getattr(self._distributed(), "_session", None)
+        if session is not None:
+            session.testscollected = tests + self.tests_here
 
     @pytest.hookimpl
     def pytest_runtest_logstart(self, nodeid: str) -> None:

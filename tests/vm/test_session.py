@@ -284,3 +284,53 @@ def test_a_debugger_needs_a_terminal(session: Session) -> None:
     out = session.run("--dm-vm", "--pdb", "test_x.py")
     assert session.status == 4, out
     assert "pytest-dm vm run" in out
+
+
+MIXED = """
+import os, pytest
+
+def test_here():
+    assert "PYTEST_DM_GUEST" not in os.environ
+
+def test_there(dm_loop):
+    assert "PYTEST_DM_GUEST" in os.environ
+    assert dm_loop.read(0, 512) == bytes(512)
+
+@pytest.mark.dm
+def test_marked_only():
+    assert os.getuid() == 0
+
+def test_fails_here():
+    assert 0
+"""
+
+
+@pytest.mark.skipif(
+    Path("/dev/mapper/control").exists(), reason="this kernel runs device-mapper tests itself"
+)
+def test_plain_pytest_sends_device_tests_to_a_guest(session: Session) -> None:
+    session.write("test_mixed.py", MIXED)
+    out = session.run("-v", "test_mixed.py")
+    assert session.counts == {"failed": 1, "passed": 3}, out
+    assert "device-mapper tests: in 1 guest" in out
+    assert "[100%]" in out
+    session.assert_nothing_left()
+    out = session.run("-x", "test_mixed.py")
+    assert session.counts == {"failed": 1, "passed": 1}, out
+    assert "guest" not in out
+    session.assert_nothing_left()
+
+
+@pytest.mark.skipif(
+    Path("/dev/mapper/control").exists(), reason="this kernel runs device-mapper tests itself"
+)
+def test_without_a_fetched_kernel_device_tests_are_skipped_with_the_command_that_helps(
+    session: Session,
+) -> None:
+    session.write("test_mixed.py", MIXED)
+    empty = {"PYTEST_DM_CACHE": str(session.folder / "empty-cache")}
+    out = session.run("-rs", "test_mixed.py", env=empty)
+    assert session.counts == {"failed": 1, "passed": 1, "skipped": 2}, out
+    assert "pytest --dm-vm" in out
+    out = session.run("--dm-require", "test_mixed.py", env=empty)
+    assert session.counts["failed"] + session.counts.get("error", 0) == 3, out
