@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dmcore.errors import SpecError, VmBootFailed, VmError
-from dmvm import guest_init, launch, uml
+from dmvm import guest_init, launch, store, uml
 from dmvm.console import Console
+from dmvm.kernels import RECIPES
 from dmvm.relay import Decoder
 
 if TYPE_CHECKING:
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 
     from dmvm.kernels import GuestKernel
 
-__all__ = ["CONTROL", "BootCancelled", "Cancel", "Guest", "boot_seconds", "start", "visible_paths"]
+__all__ = ["CONTROL", "BootCancelled", "Cancel", "Guest", "boot_seconds", "choose", "start", "visible_paths"]
 
 CONTROL: Final = ".dm"
 """Folder of ours in the exchange; removed with the machine."""
 
 _OWN_FOLDERS: Final = tuple(map(Path, ("/tmp", "/run", "/dev", "/var/run")))  # noqa: S108 - the guest has its own
 _BOOT_SECONDS: Final = {"uml": 20.0, "kvm": 20.0, "tcg": 60.0}
+_USUAL: Final = {"qemu": "debian-6.1", "uml": "uml-6.1"}
 _NOTHING: Final = "the guest kernel wrote nothing at all"
 
 
@@ -93,6 +95,37 @@ def slowness() -> float:
     if not 0 < factor < 1e6:
         raise SpecError("PYTEST_DM_SLOW", text, "a factor by which deadlines are stretched, such as 3")
     return factor
+
+
+def choose(asked: str, kernel: str | None) -> tuple[str, str]:
+    """Return which machine and kernel to use.
+
+    "auto" is QEMU where KVM works, else user-mode Linux where its kernel can be had, else QEMU's emulator.
+
+    Args:
+        asked: "auto", "qemu" or "uml".
+        kernel: A kernel's name or path, which settles the machine; None for the usual one.
+
+    Raises:
+        SpecError: No such machine or kernel, or that kernel runs on the other machine.
+        Unsupported: The kernel is a path, or this machine's own, and cannot be used.
+    """
+    if asked not in {"auto", *_USUAL}:
+        raise SpecError("machine", asked, "one of auto, qemu, uml")
+    if kernel is not None:
+        machine = RECIPES[kernel].machine if kernel in RECIPES else store.ensure(kernel).machine
+        if asked not in {"auto", machine}:
+            fitting = [name for name, recipe in RECIPES.items() if recipe.machine == asked]
+            raise SpecError(
+                "kernel", kernel, f"runs on {machine}, not on {asked}; there are: {', '.join(fitting)}"
+            )
+        return machine, kernel
+    if asked == "auto":
+        from dmvm import qemu  # noqa: PLC0415 - only where it may be used
+
+        obtainable = store.installed(_USUAL["uml"]) is not None or shutil.which("apt-get") is not None
+        asked = "uml" if obtainable and not qemu.kvm_works() else "qemu"
+    return asked, _USUAL[asked]
 
 
 def visible_paths(wanted: Iterable[str | Path], exchange: Path) -> list[str]:
