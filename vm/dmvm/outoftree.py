@@ -1,0 +1,1 @@
+"""Builds modules that a distribution's kernel leaves out."""
