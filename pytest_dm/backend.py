@@ -179,6 +179,7 @@ class Backend:
         guest: Name of the guest's kernel ("uml-6.12"), "" on the machine's own.
         machine: "uml" or "qemu" in a guest, "host" on the machine's own kernel.
         release: The kernel's release, as `uname -r` prints it.
+        runtime: What this process holds for its tests.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -186,17 +187,17 @@ class Backend:
         self.guest = os.environ.get(GUEST, "")
         self.machine = ("uml" if _is_uml() else "qemu") if self.guest else "host"
         self.release = os.uname().release
-        self._runtime = runtime
+        self.runtime = runtime
 
     @cached_property
     def version(self) -> tuple[int, int, int]:
         """Version of the device-mapper interface."""
-        return self._runtime.control.version()
+        return self.runtime.control.version()
 
     @property
     def targets(self) -> dict[str, tuple[int, int, int]]:
         """Versions of the targets whose modules are loaded now."""
-        return self._runtime.control.list_versions()
+        return self.runtime.control.list_versions()
 
     def target_version(self, name: str) -> tuple[int, int, int]:
         """Return the version of a target, loading its module.
@@ -204,15 +205,15 @@ class Backend:
         Raises:
             Unsupported: The kernel has no such target.
         """
-        return self._runtime.target_version(name)
+        return self.runtime.target_version(name)
 
     def has(self, need: str) -> bool:
         """Whether a target, feature ("flakey.error_reads") or program is there."""
-        return self._runtime.lacks(need) is None
+        return self.runtime.lacks(need) is None
 
     def lacks(self, need: str) -> Unsupported | None:
         """Return what is missing for `need`, None if it is there."""
-        return self._runtime.lacks(need)
+        return self.runtime.lacks(need)
 
     def __repr__(self) -> str:
         return f"<dm backend: {self.kind} {self.release} on {self.machine}>"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import stat
-import sys
-import traceback
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -20,7 +17,7 @@ from dmcore.ref import Ref
 from dmcore.table import Table
 from dmcore.target import Target
 from dmcore.targets import Error, Linear, Zero
-from dmcore.units import SECTOR, parse_size
+from dmcore.units import SECTOR, parse_size, to_sectors
 from pytest_dm import devices
 from pytest_dm.devices.base import Disk, DmDevice, as_table
 from pytest_dm.devices.error_range import sectors
@@ -44,14 +41,6 @@ class _Resource(Protocol):
     def describe(self) -> str: ...
 
     def close(self) -> None: ...
-
-
-def let_go() -> None:
-    """Drop what a failed test's traceback keeps alive: its open files hold devices and mounts busy."""
-    failed = getattr(sys, "last_traceback", None)
-    if failed is not None:
-        traceback.clear_frames(failed)
-    gc.collect()
 
 
 class Dm:
@@ -345,7 +334,7 @@ class Dm:
                 made.close()
             del self._resources[before:]
             if lower is None:
-                self._resources.remove(disk)  # type: ignore[arg-type]
+                self._resources.remove(disk)
                 disk.close()
             raise
 

@@ -53,22 +53,23 @@ def dm_backend(pytestconfig: pytest.Config) -> Backend:
         return backend.Backend(backend.runtime(pytestconfig))
 
 
-def _factory(request: pytest.FixtureRequest, wants: Wants) -> Iterator[Dm]:
+def _node(request: pytest.FixtureRequest) -> object:
+    return request.node  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - pytest leaves it untyped
+
+
+def _factory(request: pytest.FixtureRequest, wants: Wants, here: Backend) -> Iterator[Dm]:
     from pytest_dm.factory import Dm  # noqa: PLC0415 - only where a test needs a device
 
-    runtime = backend.runtime(request.config)
+    runtime = here.runtime
+    node = _node(request)
     dm = Dm(runtime, wants)
     runtime.roots.append(dm)
     try:
         yield dm
     finally:
         runtime.roots.remove(dm)
-        if (
-            Options.of(request.config).keep
-            and isinstance(request.node, pytest.Item)
-            and reporting.failed(request.node)
-        ):
-            reporting.tell_kept(request.node, dm.keep())
+        if Options.of(request.config).keep and isinstance(node, pytest.Item) and reporting.failed(node):
+            reporting.tell_kept(node, dm.keep())
         else:
             dm.close()
 
@@ -76,13 +77,15 @@ def _factory(request: pytest.FixtureRequest, wants: Wants) -> Iterator[Dm]:
 @pytest.fixture
 def dm(request: pytest.FixtureRequest, dm_backend: Backend) -> Iterator[Dm]:
     """Factory of devices; all it made is removed at the end of the test, newest first."""
-    yield from _factory(request, Wants.of(request.node))
+    node = _node(request)
+    assert isinstance(node, pytest.Item)
+    yield from _factory(request, Wants.of(node), dm_backend)
 
 
 @pytest.fixture(scope="session")
 def dm_session(request: pytest.FixtureRequest, dm_backend: Backend) -> Iterator[Dm]:
     """Factory whose devices live until the end of the session; `dm_session.scope()` works under @given."""
-    yield from _factory(request, Wants())
+    yield from _factory(request, Wants(), dm_backend)
 
 
 @pytest.fixture

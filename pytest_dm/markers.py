@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -122,9 +122,9 @@ def _filesystem(value: object) -> str | None:
 def _needs(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         return _needs((value,))
-    items: Iterable[object] = value if isinstance(value, tuple | list | set | frozenset) else ()
-    words = tuple(str(item) for item in items if isinstance(item, str) and item and not item.isspace())
-    if not words or len(words) != len(tuple(items)):
+    items = list(cast("Iterable[object]", value)) if isinstance(value, tuple | list | set | frozenset) else []
+    words = tuple(item for item in items if isinstance(item, str) and item and not item.isspace())
+    if not words or len(words) != len(items):
         message = "give a target, feature or program name, or a sequence of them"
         raise ValueError(message)
     return words
@@ -158,7 +158,8 @@ def check(items: object) -> None:
     Raises:
         pytest.Collector.CollectError: With the one message that says what is wrong.
     """
-    for item in items if isinstance(items, list | tuple) else (items,):
+    made = cast("Iterable[object]", items) if isinstance(items, list | tuple) else (items,)
+    for item in made:
         if isinstance(item, pytest.Item) and item.get_closest_marker("dm") is not None:
             try:
                 Wants.of(item)

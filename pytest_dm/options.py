@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -127,18 +128,18 @@ def _read(config: pytest.Config) -> Options:
 
     backend = _choice("dm_backend", str(given("dm_backend")), BACKENDS)
     machine = str(given("dm_vm"))
-    kernels = config.getoption("dm_kernel", default=None) or []
+    kernels = cast("list[str]", config.getoption("dm_kernel", default=None) or [])
     if backend == "kernel" and (config.getoption("dm_vm", default=None) or kernels):
         message = "--dm-backend=kernel runs on this kernel; it cannot be combined with --dm-vm or --dm-kernel"
         raise pytest.UsageError(message)
     vm = _choice("dm_vm", machine, MACHINES) if machine and backend != "kernel" else None
     if not kernels and (vm is not None or backend == "vm"):
-        kernels = config.getini("dm_kernel")
+        kernels = cast("list[str]", config.getini("dm_kernel"))
     artifacts = str(given("dm_artifacts"))
     return Options(
         backend=backend,
         vm=vm,
-        kernels=tuple(str(kernel) for kernel in kernels),
+        kernels=tuple(kernels),
         require=bool(given("dm_require")),
         keep=bool(given("dm_keep")),
         artifacts=_folder(config, artifacts) if artifacts else None,

@@ -100,7 +100,8 @@ def _artifacts(config: pytest.Config) -> Path | None:
 def tell_kept(item: pytest.Item, kept: list[str]) -> None:
     """Say at the session's end what was left in place for a failed test."""
     if kept:
-        item.config.stash.setdefault(_KEPT, []).extend([f"{item.nodeid}:", *(f"  {line}" for line in kept)])
+        lines = item.config.stash.setdefault(_KEPT, list[str]())
+        lines.extend([f"{item.nodeid}:", *(f"  {line}" for line in kept)])
 
 
 def summarize(config: pytest.Config, reporter: pytest.TerminalReporter) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
+import traceback
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dmcore.errors import DmError, SpecError
+from dmcore.errors import DeviceBusy, DmError
 from dmcore.kernel.block import BlockFile
 from dmcore.table import Line, Table
 from dmcore.target import Target
-from dmcore.targets import Linear
 from dmcore.units import SECTOR
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from pytest_dm.devices.power import PowerCut
     from pytest_dm.factory import Dm
 
-__all__ = ["Disk", "DmDevice"]
+__all__ = ["Disk", "DmDevice", "as_table", "let_go"]
+
+_FIRST_TRY = 0.2
+"""Seconds to try a removal before looking at what the test itself still holds."""
 
 
 class Disk(ABC):
@@ -223,7 +228,7 @@ class DmDevice(Disk):
         """Swap as a fault does: no warning to the file system above, requests in flight are served first."""
         self.swap(table, lockfs=False)
 
-    def _cut(self, table: Table) -> None:
+    def cut_off(self, table: Table) -> None:
         """Load the table of a device without power."""
         self.device.reload(table, lockfs=False)
         self._power_is_on = False
@@ -243,7 +248,7 @@ class DmDevice(Disk):
 
         return PowerCut(self)
 
-    def _places(self) -> Iterator[Line]:
+    def places(self) -> Iterator[Line]:
         """Yield lines of linear, zero and error targets that say where this device's data lies."""
         from pytest_dm.devices.power import place  # noqa: PLC0415 - they know each other
 
@@ -253,13 +258,13 @@ class DmDevice(Disk):
         """Return the live status as `dmsetup status` would print it."""
         return "\n".join(f"{self.name}: {line}" for line in self.device.status_text().splitlines())
 
-    def _restore(self) -> None:
+    def bring_back(self) -> None:
         """Load the table that was live before a power cut."""
         self.device.reload(self._loaded, lockfs=False)
         self._power_is_on = True
 
     def close(self) -> None:
-        """Remove the device, resuming it first if a test left it suspended; waits a bounded time for its users.
+        """Remove the device, resuming it if a test left it suspended; waits a bounded time for its users.
 
         Raises:
             IoctlError: It is still in use; it is marked to go at the last close.
@@ -267,9 +272,20 @@ class DmDevice(Disk):
         if self._closed:
             return
         self._closed = True
-        if self.device.info().suspended:
-            self.device.resume()
-        self.device.remove()
+        try:
+            self.device.remove(timeout=_FIRST_TRY, deferred=False)
+        except DeviceBusy:
+            let_go()
+            self.device.remove()
+
+
+def let_go() -> None:
+    """Drop what the failed test's exception keeps alive: files open in its frames hold devices and mounts busy."""
+    failed: BaseException | None = getattr(sys, "last_value", None)
+    while failed is not None:
+        traceback.clear_frames(failed.__traceback__)
+        failed = failed.__cause__ or failed.__context__
+    gc.collect()
 
 
 def as_table(new: Table | Target | str, sectors: int) -> Table:
@@ -279,19 +295,3 @@ def as_table(new: Table | Target | str, sectors: int) -> Table:
     if isinstance(new, Target):
         return Table.of(new, sectors)
     return Table.parse(new)
-
-
-def whole(lower: Disk) -> Table:
-    """Return the table that passes everything through to `lower`."""
-    return Table.of(Linear(dev=lower.ref), lower.size // SECTOR)
-
-
-def check_blocks(field: str, value: int, block_size: int) -> int:
-    """Return `value` sectors, refused unless they are whole logical blocks.
-
-    Raises:
-        SpecError: The kernel would refuse a table with such a line.
-    """
-    if value * SECTOR % block_size:
-        raise SpecError(field, value, f"the lower device's logical block is {block_size // SECTOR} sectors")
-    return value

@@ -28,7 +28,9 @@ class Delay(DmDevice):
     """
 
     def __init__(self, maker: Dm, lower: Disk, *, read_ms: int, write_ms: int, flush_ms: int) -> None:
-        self.read_ms, self.write_ms, self.flush_ms = read_ms, write_ms, flush_ms
+        self.read_ms = read_ms
+        self.write_ms = write_ms
+        self.flush_ms = flush_ms
         self._lower_ref = lower.ref
         self._length = lower.size // SECTOR
         table = self._table(read_ms, write_ms, flush_ms)
@@ -44,16 +46,18 @@ class Delay(DmDevice):
         Raises:
             SpecError: Not 0..2^32-1 milliseconds.
         """
-        before = (self.read_ms, self.write_ms, self.flush_ms)
-        given = (read_ms, write_ms, flush_ms)
-        read, write, flush = (old if new is None else new for old, new in zip(before, given, strict=True))
+        old_read, old_write, old_flush = self.read_ms, self.write_ms, self.flush_ms
+        read = old_read if read_ms is None else read_ms
+        write = old_write if write_ms is None else write_ms
+        flush = old_flush if flush_ms is None else flush_ms
         self._fault(self._table(read, write, flush))
         self.read_ms, self.write_ms, self.flush_ms = read, write, flush
         self.forget_cached()
-        return Fault(lambda: self.set(read_ms=before[0], write_ms=before[1], flush_ms=before[2]))
+        return Fault(lambda: self.set(read_ms=old_read, write_ms=old_write, flush_ms=old_flush))
 
     def _table(self, read: int, write: int, flush: int) -> Table:
-        each = (Delayed(self._lower_ref, 0, ms) for ms in (read, write, flush))
-        return Table.of(
-            targets.Delay(**dict(zip(("read", "write", "flush"), each, strict=True))), self._length
+        ref = self._lower_ref
+        delay = targets.Delay(
+            read=Delayed(ref, 0, read), write=Delayed(ref, 0, write), flush=Delayed(ref, 0, flush)
         )
+        return Table.of(delay, self._length)

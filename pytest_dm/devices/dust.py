@@ -42,6 +42,7 @@ class Dust(DmDevice):
         self.bad_block_size = bad_block_size
         self._write_failures: dict[int, int] = {}
         self._listed: tuple[int, ...] = ()
+        self._was_enabled = False
         table = Table.of(targets.Dust(dev=lower.ref, block_size=bad_block_size), lower.size // SECTOR)
         super().__init__(maker, table, label="dust", lower=lower)
         self.device.send(Quiet())
@@ -117,14 +118,15 @@ class Dust(DmDevice):
             raise SpecError("count", count, f"from block {block} on there are {there - block}")
         return range(block, block + count)
 
-    def _cut(self, table: Table) -> None:
+    def cut_off(self, table: Table) -> None:
+        """Remember the list, which a new table forgets."""
         self._listed = self.bad_blocks()
         self._was_enabled = self.enabled
-        super()._cut(table)
+        super().cut_off(table)
 
-    def _restore(self) -> None:
+    def bring_back(self) -> None:
         """Bring the list back too: bad blocks survive a power cut."""
-        super()._restore()
+        super().bring_back()
         self.device.send(Quiet())
         for block in self._listed:
             self.device.send(AddBadBlock(block, self._write_failures.get(block, 0)))

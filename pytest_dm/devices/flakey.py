@@ -57,6 +57,7 @@ class Flakey(DmDevice):
         self._mode = _HEALTHY
         self._bad_reads: Device | None = None
         super().__init__(maker, self._table(_HEALTHY), label="flakey", lower=lower)
+        self.lower: Disk = lower
 
     def fail(self, *, reads: bool | None = None, writes: bool | None = None) -> Fault:
         """Let requests fail with EIO.
@@ -124,7 +125,10 @@ class Flakey(DmDevice):
         """Find out on a disk of its own: the kernel that does nothing takes the same table (6.1)."""
         with self._maker.scope() as scope:
             probe = scope.flakey(size="64K")
-            probe._switch(_Mode(corrupt=Corrupt(1, Direction.READ, 0xA5)))
+            corrupted = targets.Flakey(
+                dev=probe.lower.ref, up=0, down=1, corrupt=Corrupt(1, Direction.READ, 0xA5)
+            )
+            probe.swap(corrupted)
             return probe.read(0, 4096)[0] == 0xA5
 
     def _table(self, mode: _Mode) -> Table:
@@ -148,7 +152,8 @@ class Flakey(DmDevice):
         delay = Delay(read=Delayed(self._bad_reads.ref), write=Delayed(self._lower_ref))
         return Table.of(delay, self._length)
 
-    def _places(self) -> Iterator[Line]:
+    def places(self) -> Iterator[Line]:
+        """Yield the one line that says that the data is on the disk below, whatever the fault."""
         yield Line(0, self._length, Linear(dev=self._lower_ref))
 
     def close(self) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import time
+from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dmcore import targets
-from dmcore.errors import DmError
+from dmcore.errors import DmError, FormatError
+from dmcore.formats.log_writes import MAGIC, VERSION, LogReader
 from dmcore.table import Table
 from dmcore.targets.log_writes import LogWritesStatus, Mark
 from dmcore.units import SECTOR
 from pytest_dm.devices.base import DmDevice
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from dmcore.formats.log_writes import Entry
+    from dmcore.kernel.block import BlockFile
     from pytest_dm.devices.base import Disk
     from pytest_dm.factory import Dm
 
@@ -21,6 +29,21 @@ __all__ = ["LogWrites"]
 
 _SETTLE = 5.0
 _POLL = 0.005
+
+
+class _Log:
+    """The log as it is read while it grows: the kernel writes its super block only after the first mark or FUA write."""
+
+    def __init__(self, file: BlockFile, sector_size: int) -> None:
+        self._file = file
+        self._super = struct.pack("<QQQI", MAGIC, VERSION, 0, sector_size)
+        self.size = file.size
+
+    def read(self, offset: int, length: int, /) -> bytes:
+        data = self._file.read(offset, length)
+        if offset == 0 and not any(data):
+            return self._super.ljust(length, b"\0")[:length]
+        return data
 
 
 class LogWrites(DmDevice):
@@ -38,7 +61,7 @@ class LogWrites(DmDevice):
         self.log = log
         self._sector_size = lower.block_size
         self._length = lower.size // SECTOR
-        self._marked: str | None = None
+        self._marked: Counter[str | None] = Counter()
         self._stopped = False
         table = Table.of(targets.LogWrites(dev=lower.ref, log=log.ref), self._length)
         super().__init__(maker, table, label="log-writes", lower=lower)
@@ -57,7 +80,7 @@ class LogWrites(DmDevice):
         """Put a name into the log, behind what is durable now.
 
         Raises:
-            SpecError: Empty, with NUL, or too long for a sector of the log.
+            SpecError: The name is empty, with NUL, or too long for a sector of the log.
             DmError: Logging has stopped.
         """
         message = Mark(name, self._sector_size)
@@ -65,7 +88,7 @@ class LogWrites(DmDevice):
             problem = f"{self.name} no longer logs" if self._stopped else f"the log of {self.name} is full"
             raise DmError(problem)
         self.device.send(message)
-        self._marked = name
+        self._marked[name] += 1
 
     def stop(self) -> None:
         """Stop logging: what no flush covered is logged now, then the mark "dm-log-writes-end". The disk goes on."""
@@ -75,29 +98,37 @@ class LogWrites(DmDevice):
             self._stopped = True
 
     def entries(self) -> list[Entry]:
-        """Return the log so far, oldest first; waits a bounded time until the last mark has arrived.
+        """Return the log so far, oldest first; waits a bounded time until what was marked has arrived.
 
         Writes that no flush followed are not in it yet: `flush` or `stop` first if they matter.
 
         Raises:
-            AbiError: The log is damaged.
-            DmError: The last mark does not arrive.
+            FormatError: The log is damaged.
+            DmError: A mark does not arrive.
         """
         deadline = time.monotonic() + _SETTLE
         while True:
-            found = self._read()
-            if self._marked is None or any(entry.mark == self._marked for entry in reversed(found)):
-                return found
-            if time.monotonic() > deadline:
-                message = f"the mark {self._marked!r} is not in the log after {_SETTLE} s"
-                raise DmError(message)
+            try:
+                with self._reader() as reader:
+                    found = list(reader)
+            except FormatError:  # the newest entries are counted before they are written
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                missing = self._marked - Counter(entry.mark for entry in found)
+                if not missing:
+                    return found
+                if time.monotonic() > deadline:
+                    message = f"not in the log after {_SETTLE} s: {', '.join(map(repr, missing))}"
+                    raise DmError(message)
             time.sleep(_POLL)
 
-    def _read(self) -> list[Entry]:
-        from dmcore.formats.log_writes import LogReader  # noqa: PLC0415 - only who reads a log needs it
-
-        with self.log.open(readonly=True) as file, LogReader(file.fileno()) as reader:
-            return list(reader.entries(None if self._stopped else self._live().entries))
+    @contextmanager
+    def _reader(self) -> Generator[LogReader]:
+        entries = None if self._stopped else self._live().entries
+        with self.log.open(direct=False, readonly=True) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            yield LogReader(_Log(file, self._sector_size), nr_entries=entries)
 
     def marks(self) -> list[str]:
         """Return the names in the log, oldest first."""
@@ -105,17 +136,16 @@ class LogWrites(DmDevice):
 
     def data(self, entry: Entry) -> bytes:
         """Return the data that an entry wrote; b"" for a flush, a mark or a discard."""
-        from dmcore.formats.log_writes import LogReader  # noqa: PLC0415 - only who reads a log needs it
-
-        with self.log.open(readonly=True) as file, LogReader(file.fileno()) as reader:
+        with self._reader() as reader:
             return reader.read(entry)
 
-    def _cut(self, table: Table) -> None:
-        super()._cut(table)
+    def cut_off(self, table: Table) -> None:
+        """Stop logging with the power."""
+        super().cut_off(table)
         self._stopped = True
 
-    def _restore(self) -> None:
+    def bring_back(self) -> None:
         """Come back as a plain disk: a log-writes target that is loaded again would overwrite the log."""
         assert self.lower is not None
         self._loaded = Table.of(targets.Linear(dev=self.lower.ref), self._length)
-        super()._restore()
+        super().bring_back()

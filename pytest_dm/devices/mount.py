@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import subprocess
 import time
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dmcore.errors import DmError, IoctlError
 from dmcore.kernel.mount import mount, unmount
+from pytest_dm.devices.base import let_go
 from pytest_dm.runtime import check_tool
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = ["MKFS_TIMEOUT", "Mount", "make_filesystem", "open_files"]
 MKFS_TIMEOUT = 120.0
 """Seconds that a mkfs may take."""
 
+_FIRST_TRY = 0.2
 _UNMOUNT_POLL = 0.02
 
 _QUIET = {
@@ -127,14 +128,17 @@ class Mount:
         if not self.mounted:
             return
         deadline = time.monotonic() + timeout
+        patient: float | None = time.monotonic() + min(timeout, _FIRST_TRY)
         while True:
             try:
                 unmount(self.mountpoint)
             except IoctlError as error:
                 if error.errno != errno.EBUSY:
                     raise
-                gc.collect()
-                if time.monotonic() > deadline:
+                if patient is not None and time.monotonic() > patient:
+                    patient = None
+                    let_go()
+                elif time.monotonic() > deadline:
                     users = "\n".join(f"open: {line}" for line in open_files(self.mountpoint))
                     raise IoctlError(errno.EBUSY, "umount", str(self.mountpoint), users) from error
                 time.sleep(_UNMOUNT_POLL)

@@ -70,7 +70,7 @@ class PowerCut:
     def __init__(self, device: DmDevice) -> None:
         self.device = device
         self._off = True
-        device._cut(Table(_without_power(line) for line in device._places()))  # noqa: SLF001 - its other half
+        device.cut_off(Table(_without_power(line) for line in device.places()))
 
     def restore(self) -> None:
         """Bring the power back; a second call does nothing.
@@ -87,7 +87,7 @@ class PowerCut:
         self._check_unused()
         with self.device.open(direct=False) as file:
             file.drop_caches()
-        self.device._restore()  # noqa: SLF001 - its other half
+        self.device.bring_back()
         self._off = False
         for mount in again:
             mount.mount()
