@@ -100,13 +100,14 @@ def _artifacts(config: pytest.Config) -> Path | None:
 def tell_kept(item: pytest.Item, kept: list[str]) -> None:
     """Say at the session's end what was left in place for a failed test."""
     if kept:
-        lines = item.config.stash.setdefault(_KEPT, list[str]())
-        lines.extend([f"{item.nodeid}:", *(f"  {line}" for line in kept)])
+        told = item.config.stash.setdefault(_KEPT, [])
+        told.append(f"{item.nodeid}:")
+        told.extend(f"  {line}" for line in kept)
 
 
 def summarize(config: pytest.Config, reporter: pytest.TerminalReporter) -> None:
     """Print what `--dm-keep` left, and how to remove it."""
-    lines = config.stash.get(_KEPT, [])
+    lines = config.stash.get(_KEPT, None)
     if lines:
         reporter.section("devices left by --dm-keep")
         for line in lines:
