@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 __all__ = [
-    "BUSYBOX_SUITES",
+    "BUSYBOX_SUITE",
     "EARLY",
     "INITRAMFS",
     "KEPT",
@@ -114,7 +114,7 @@ RECIPES: Final[dict[str, Recipe]] = {
 }
 """Kernels that a distribution offers, by the names users type."""
 
-BUSYBOX_SUITES: Final = ("bookworm",)
+BUSYBOX_SUITE: Final = "bookworm"
 """Where a static busybox comes from for kernels that are not a distribution's."""
 
 EARLY: Final = ("overlay", "loop", "dm-mod")
