@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from dmcore.kernel.control import Control
 from dmcore.targets import Linear, Zero
 
