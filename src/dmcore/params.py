@@ -23,6 +23,8 @@ _SPACE = b" \t\n\v\f\r\xa0"
 _BACKSLASH = ord("\\")
 _QUOTED = re.compile(rb"[ \t\n\v\f\r\xa0\\]")
 _DIGITS = re.compile(r"[0-9]+")
+_MANY_DIGITS = 4000
+"""Digits that `int` converts without complaint."""
 
 
 def _raw(text: str) -> bytes:
@@ -126,21 +128,26 @@ class Tokens:
                 return choice
         raise self.error(expected, back=1)
 
-    def _digits(self, expected: str, *, plus: bool = False) -> int:
-        word = self.word(expected)
-        if plus and word.startswith("+"):
-            word = word[1:]
-        if not _DIGITS.fullmatch(word) or not word.isascii():
+    def _number(self, word: str, expected: str) -> int:
+        if not _DIGITS.fullmatch(word):
             raise self.error(expected, back=1)
-        return int(word)
+        value = 0
+        for start in range(0, len(word), _MANY_DIGITS):
+            piece = word[start : start + _MANY_DIGITS]
+            value = value * 10 ** len(piece) + int(piece)
+        return value
 
     def wrapping(self, expected: str, *, bits: int = 64) -> int:
-        """Take a number as `sscanf("%u"/"%llu")` does: decimal digits; a value too large wraps."""
-        return self._digits(expected) % (1 << bits)
+        """Take a number as `sscanf("%u"/"%llu")` does: decimal digits, blanks before them; a value too large wraps."""
+        return self._number(self.word(expected).lstrip(" \t\n\v\f\r"), expected) % (1 << bits)
 
     def strict(self, expected: str, *, bits: int = 32) -> int:
-        """Take a number as `kstrtouint`/`kstrtoull` base 10 do: one leading `+` allowed, too large is an error."""
-        value = self._digits(expected, plus=True)
+        """Take a number as `kstrtouint`/`kstrtoull` base 10 do: a `+` before and a newline behind it are allowed.
+
+        A value too large is an error.
+        """
+        word = self.word(expected).removeprefix("+").removesuffix("\n")
+        value = self._number(word, expected)
         if value >= 1 << bits:
             raise self.error(f"{expected} (at most {bits} bits)", back=1)
         return value

@@ -31,7 +31,10 @@ MAX_SECTORS = 2**54 - 1
 MAX_LINES = 1_048_576
 """Most lines of a table (DM_MAX_TARGETS)."""
 
-_LINE = re.compile(r"(?P<start>[0-9]+)\s+(?P<length>[0-9]+)\s+(?P<type>\S+)(?P<params>(?:\s.*)?)", re.ASCII)
+_NUMBER = r"[0-9]{1,4000}"
+_LINE = re.compile(
+    rf"(?P<start>{_NUMBER})\s+(?P<length>{_NUMBER})\s+(?P<type>\S+)(?P<params>(?:\s.*)?)", re.ASCII
+)
 _COMMENT = re.compile(r"(?:^|\s)#.*", re.ASCII)
 _WORDS = ("the start sector", "the length in sectors", "a target's name")
 
@@ -176,7 +179,7 @@ def _not_a_line(line: str) -> ParseError:
     words = line.split()
     for index, expected in enumerate(_WORDS):
         word = words[index] if index < len(words) else None
-        if word is None or (index < 2 and not (word.isascii() and word.isdigit())):
+        if word is None or (index < 2 and not re.fullmatch(_NUMBER, word)):
             return ParseError(line, index, word, expected)
     return ParseError(line, 2, words[2], _WORDS[2])
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dmcore.abi.devt import DevT
+from dmcore.errors import Unsupported
 from dmcore.kernel.block import BlockFile
 from dmcore.kernel.control import Control
 from dmcore.kernel.device import Device
@@ -41,8 +43,6 @@ class Lab:
 
     def supports(self, table: Table) -> None:
         """Skip the test, saying why, where the kernel lacks what the table needs."""
-        from dmcore.errors import Unsupported
-
         try:
             require_table(self.control, table)
         except Unsupported as missing:
@@ -56,6 +56,15 @@ class Lab:
         name, uuid = Owner.current().name("lab")
         with Device.create(self.control, name, table, uuid=uuid) as device:
             yield device
+
+    @contextlib.contextmanager
+    def empty(self) -> Iterator[DevT]:
+        """Create a device without a table."""
+        dev = self.control.create(*Owner.current().name("lab")).dev
+        try:
+            yield dev
+        finally:
+            self.control.remove(dev)
 
     @contextlib.contextmanager
     def open(self, what: Target | Table, length: int = 1024) -> Iterator[tuple[Device, BlockFile]]:

@@ -1,0 +1,242 @@
+"""What holds for every target, whoever adds it: found by the registry, run on all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, assume, event, given, settings
+from hypothesis import strategies as st
+
+import dmcore.targets
+from dmcore import targets as targets_of
+from dmcore.abi.dm import TableLine
+from dmcore.errors import ParseError, SpecError, TableRejected, Unsupported
+from dmcore.kernel.probe import require
+from dmcore.params import quote, split_words
+from dmcore.ref import Ref
+from dmcore.registry import find, targets
+from dmcore.table import Table
+from dmcore.target import NO_FEATURES, Features, Requirement, Space
+
+ROOT = Path(__file__).parents[2]
+ALL = frozenset(name for kind in targets().values() for name in kind.features)
+REFS = {Ref("7:0"): 4096, Ref("7:1"): 2048}
+LENGTHS = st.sampled_from([1, 2, 7, 24, 64, 1000, 1024])
+
+each = pytest.mark.parametrize("kind", targets().values(), ids=targets())
+kernel = settings(
+    max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def _tables(kind, refs, features: Features):
+    """Draw tables of one target."""
+    return LENGTHS.flatmap(
+        lambda length: kind.strategy(Space(refs, length, features)).map(lambda value: Table.of(value, length))
+    )
+
+
+def _module(kind) -> str:
+    return kind.kernel_name.replace("-", "_")
+
+
+@each
+def test_has_its_file_its_tests_and_its_docs(kind):
+    module = sys.modules[kind.__module__]
+    assert kind.__name__ == kind.kernel_name.title().replace("-", "")
+    assert getattr(dmcore.targets, kind.__name__) is kind
+    assert find(kind.kernel_name) is kind
+    assert kind.__name__ in module.__all__
+    assert "Sources: drivers/md/" in (module.__doc__ or "")
+    assert (ROOT / f"tests/targets/test_{_module(kind)}.py").exists()
+    docs = (ROOT / "docs/reference/targets.md").read_text(encoding="utf-8")
+    assert f"\n## {kind.kernel_name}\n" in docs
+
+
+@each
+def test_type_checkers_see_it(kind):
+    line = f"    from {kind.__module__} import {kind.__name__} as {kind.__name__}\n"
+    text = Path(dmcore.targets.__file__).read_text(encoding="utf-8")
+    assert line in text, f"add to the TYPE_CHECKING block of dmcore/targets/__init__.py: {line.strip()}"
+
+
+@each
+def test_is_a_frozen_value(kind):
+    assert dataclasses.is_dataclass(kind)
+    assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert "__slots__" in vars(kind)
+    assert all(name.startswith(f"{kind.kernel_name}.") for name in kind.features)
+    assert kind.kernel_module
+
+
+@each
+@given(st.data())
+def test_text_goes_both_ways(kind, data):
+    table = data.draw(_tables(kind, REFS, ALL))
+    assert Table.parse(str(table)) == table
+    assert Table.from_lines(table.encode(str)) == table
+    assert pickle.loads(pickle.dumps(table)) == table
+    assert hash(Table.parse(str(table))) == hash(table)
+    assert set(table.refs()) <= set(REFS)
+
+
+@each
+@given(st.data(), st.sets(st.sampled_from(sorted(ALL))).map(frozenset))
+def test_values_need_only_what_the_space_offers_and_read_back_stably(kind, data, features):
+    table = data.draw(_tables(kind, REFS, features))
+    for requirement in table.needs():
+        assert requirement.target == kind.kernel_name
+        assert requirement.features <= features & kind.features.keys()
+    again = table.readback(features)
+    assert again.readback(features) == again
+    assert Table.from_lines(again.encode(str)) == again
+
+
+@each
+@given(st.data())
+def test_refs_are_resolved_one_by_one(kind, data):
+    target = data.draw(_tables(kind, REFS, ALL)).lines[0].target
+    asked: list[Ref] = []
+
+    def resolve(ref: Ref) -> str:
+        asked.append(ref)
+        return f"252:{len(asked)}"
+
+    words = split_words(target.encode(resolve))
+    assert tuple(asked) == target.refs()
+    assert [word for word in words if word.startswith("252:")] == [
+        f"252:{number + 1}" for number in range(len(asked))
+    ]
+
+
+@each
+@given(st.text(max_size=40))
+def test_any_words_are_a_table_or_refused(kind, text):
+    assume("\0" not in text)
+    try:
+        table = Table.from_lines([TableLine(0, 8, kind.kernel_name, text)])
+    except (ParseError, SpecError):
+        return
+    assert Table.from_lines(table.encode(str)) == table
+
+
+@each
+@given(st.data(), st.text(max_size=60))
+def test_any_status_is_one_or_refused(kind, data, text):
+    target = data.draw(_tables(kind, REFS, NO_FEATURES)).lines[0].target
+    with contextlib.suppress(ParseError, SpecError):
+        target.parse_status(text)
+
+
+# On a kernel.
+
+
+def _supported(lab, kind) -> None:
+    try:
+        require(lab.control, Requirement(kind.kernel_name))
+    except Unsupported as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.mark.dm
+@each
+def test_the_kernel_takes_every_value_and_prints_its_readback(lab, kind):
+    _supported(lab, kind)
+    refs = {ref: disk.size // 512 for ref, disk in zip(lab.refs, lab.disks, strict=True)}
+
+    @kernel
+    @given(_tables(kind, refs, lab.features))
+    def check(table: Table) -> None:
+        with lab.empty() as device:
+            lab.control.load(device, table.encode(str))
+            printed = lab.control.table(device, inactive=True)
+            assert Table.from_lines(printed) == table.readback(lab.features)
+            (status,) = lab.control.status(device, inactive=True)
+            table.lines[0].target.parse_status(status.params)
+
+    check()
+
+
+EXAMPLES = int(os.environ.get("PYTEST_DM_EXAMPLES", "100"))
+
+NASTY = st.sampled_from([
+    "0", "1", "2", "3", "+1", "-1", "01", "0x1", "1.5", "1e3", "x", "r", "W", "\\ 7", "7\\\n", "+", "255", "256",
+    "512", "1000000000", "1000000001", "4294967295", "4294967296", "4294967297", "18446744073709551615",
+    "18446744073709551616", "18446744073709551617", "٣", "\\à", "drop_writes", "DROP_WRITES", "error_reads", "error_writes",
+    "corrupt_bio_byte", "random_read_corrupt", "random_write_corrupt", "sync", "8", "11", "12",
+])  # fmt: skip
+
+
+@st.composite
+def _almost(draw, tables) -> TableLine:
+    """Draw a valid line and change a few of its words."""
+    (line,) = draw(tables).encode(str)
+    words = [quote(word) for word in split_words(line.params)]
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(words)))
+        match draw(st.sampled_from(["insert", "replace", "delete", "repeat", "swap", "length"])):
+            case "insert":
+                words.insert(at, draw(NASTY))
+            case "replace":
+                words[at : at + 1] = [draw(NASTY)]
+            case "delete":
+                del words[at : at + 1]
+            case "repeat":
+                words[at:at] = words[at : at + draw(st.integers(1, 3))]
+            case "swap":
+                words[at : at + 2] = reversed(words[at : at + 2])
+            case "length":
+                line = dataclasses.replace(line, length=draw(st.integers(1, 70)))
+    return dataclasses.replace(line, params=draw(st.sampled_from([" ", "  ", "\t"])).join(words))
+
+
+def _library_accepts(line: TableLine, lab) -> bool:
+    try:
+        table = Table.from_lines([line])
+    except (ParseError, SpecError):
+        return False
+    # Which other devices exist, the library cannot know.
+    assume(set(table.refs()) <= set(lab.refs))
+    return all(requirement.features <= lab.features for requirement in table.needs())
+
+
+def _on_purpose(line: TableLine, features: Features) -> bool:
+    """Whether the library refuses on purpose what some kernel accepts."""
+    words = [word.lower() for word in split_words(line.params)]
+    if line.type == "error":
+        # Kernels without "error.device" ignore two words too; newer ones take them for device and offset.
+        return "error.device" not in features and len(words) == 2
+    # Kernels before 7.2 let the last of two corruptions of one kind win.
+    return line.type == "flakey" and any(
+        words.count(word) > 1 for word in ("corrupt_bio_byte", "random_read_corrupt", "random_write_corrupt")
+    )
+
+
+@pytest.mark.dm
+@each
+def test_kernel_and_library_accept_the_same_lines(lab, kind):
+    """The size of the devices below is not compared: a live device's next table is checked for it at resume only."""
+    _supported(lab, kind)
+    refs = {ref: disk.size // 512 for ref, disk in zip(lab.refs, lab.disks, strict=True)}
+    with lab.device(targets_of.Linear(dev=lab.refs[0]), 8) as live:
+
+        @settings(kernel, max_examples=EXAMPLES)
+        @given(_almost(_tables(kind, refs, lab.features)))
+        def check(line: TableLine) -> None:
+            assume(not _on_purpose(line, lab.features))
+            library = _library_accepts(line, lab)
+            kernel_says = ["accepted"]
+            try:
+                lab.control.load(live.dev, [line])
+            except TableRejected as refused:
+                kernel_says = ["refused", *refused.kernel_log]
+            assert library == (kernel_says[0] == "accepted"), f"{line}: {kernel_says}"
+            event("accepted" if library else "refused")
+
+        check()
