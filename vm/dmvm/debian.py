@@ -118,7 +118,7 @@ def _uml(
     if prepare.glibc_needed(program) > prepare.glibc_of_host():
         libc = supply.unpack(["libc6"], "libc")
         progress("making it run with a C library of its own ...")
-        prepare.patch_interpreter(image, libc, folder / "lib", final / "lib")
+        prepare.patch_interpreter([image], libc, folder / "lib", final / "lib")
     release = vmlinux.release(program)
     tree = Tree(next(path for path in tool.rglob(f"modules/{release}") if path.is_dir()))
     return prepare.assemble(
@@ -150,7 +150,7 @@ def _bare_metal(
     tree = Tree(modules)
     missing = [path for path in recipe.built if not tree.has(Path(path).name)]
     if missing:
-        built = outoftree.build(recipe, release, version, missing, supply, progress)
+        built = outoftree.build(recipe, release, version, missing, supply, folder.parent, progress)
         for path, module in built.items():
             tree.add(module, f"kernel/{path}.ko")
     progress("unpacking the kernel's image ...")

@@ -1,1 +1,146 @@
-"""Builds modules that a distribution's kernel leaves out."""
+"""Builds modules that a distribution's kernel leaves out, from the distribution's own source and headers.
+
+Nothing is installed: the headers, the build tools and the source are unpacked in the workspace. Of the source's
+archive only the files to build are taken.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from dmcore.errors import Unsupported
+from dmvm import modinfo, prepare, tools
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dmvm.debian import Supply
+    from dmvm.kernels import Recipe
+
+__all__ = ["build"]
+
+_SECONDS: Final = 300.0
+_TOOLS: Final = ("scripts/basic/*", "scripts/mod/*", "scripts/genksyms/*", "scripts/recordmcount", "tools/objtool/*")
+_LIBRARIES: Final = ("libc6", "libelf1t64", "zlib1g", "libzstd1")
+_FLAGS: Final = {"CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT": "-fmin-function-alignment=16"}
+"""Options of the kernel's configuration that stand for a flag older compilers lack, and that its makefiles do without."""
+
+_COMPILER: Final = "apt-get install --no-install-recommends gcc make libc6-dev libelf1"
+
+
+def build(
+    recipe: Recipe,
+    release: str,
+    version: str,
+    paths: Sequence[str],
+    supply: Supply,
+    work: Path,
+    progress: Callable[[str], None],
+) -> dict[str, Path]:
+    """Build modules for a kernel package; returns the .ko file of each path.
+
+    Args:
+        recipe: The kernel, with its headers and source packages.
+        release: Its release, as `uname -r` says.
+        version: Version of its packages.
+        paths: What to build: paths below the kernel's source tree without suffix, each one C file.
+        supply: Where packages come from.
+        work: Folder for all of it.
+        progress: Told what goes on.
+
+    Raises:
+        Unsupported: gcc or make is missing, a package is, or the compiler refuses the source.
+    """
+    names = ", ".join(Path(path).name for path in paths)
+    need = f"to build {names} for Linux {release}"
+    absent = [program for program in ("gcc", "make") if tools.find(program) is None]
+    if absent:
+        raise Unsupported(need, f"there is no {' and no '.join(absent)} on PATH", _COMPILER)
+    root, headers = _headers(recipe, release, version, supply)
+    for folder in (root / "usr" / "src").iterdir():
+        if folder.is_dir() and not folder.is_symlink():
+            _relocate(folder, root)
+    _make_tools_run(root, supply, work, progress)
+    sources = supply.unpack([f"{recipe.source}={version}"], "source")
+    progress(f"building {names} for {release} (the kernel of Debian {recipe.suite} leaves it out) ...")
+    folder = work / "build"
+    folder.mkdir()
+    _take(next(sources.rglob("linux-source-*.tar.xz")), [f"{path}.c" for path in paths], folder)
+    objects = " ".join(f"{Path(path).name}.o" for path in paths)
+    (folder / "Makefile").write_text(f"obj-m := {objects}\n", encoding="utf-8")
+    without = [f"{option}=" for option, flag in _FLAGS.items() if not _compiler_knows(flag)]
+    words = ["make", "-C", headers, f"M={folder}", "CC=gcc", "CROSS_COMPILE=", *without, "modules"]
+    tools.run(words, need=need, seconds=_SECONDS, hint=_COMPILER)
+    return {path: _checked(folder / f"{Path(path).name}.ko", release) for path in paths}
+
+
+def _compiler_knows(flag: str) -> bool:
+    try:
+        tools.run(["gcc", flag, "-fsyntax-only", "-x", "c", "/dev/null"], need="gcc", seconds=30)
+    except Unsupported:
+        return False
+    return True
+
+
+def _headers(recipe: Recipe, release: str, version: str, supply: Supply) -> tuple[Path, Path]:
+    """Fetch the kernel's headers and build tools; returns where they are unpacked, and the folder to build in."""
+    package = f"linux-headers-{release}"
+    depends = supply.show(package).get("Depends", "")
+    wanted = [f"{package}={version}"]
+    for pattern in (r"linux-headers-\S+-common", r"linux-kbuild-\S+"):
+        match = re.search(rf"(?:^|,\s*)({pattern})", depends)
+        if match is None:
+            raise Unsupported(f"a package {pattern}", f"{package} depends on {depends!r}")
+        wanted.append(f"{match[1].rstrip(',')}={version}")
+    root = supply.unpack(wanted, "headers")
+    return root, root / "usr" / "src" / package
+
+
+def _relocate(folder: Path, root: Path) -> None:
+    """Let the makefiles of a headers folder find the rest where it is unpacked."""
+    makefile = folder / "Makefile"
+    if makefile.is_file():
+        text = makefile.read_text(encoding="utf-8")
+        makefile.write_text(re.sub(r"(?m)^include /usr/src/", f"include {root}/usr/src/", text), encoding="utf-8")
+
+
+def _make_tools_run(root: Path, supply: Supply, work: Path, progress: Callable[[str], None]) -> None:
+    """Give the build tools a newer release's C library if this machine's is too old for them."""
+    kbuild = next(path for path in (root / "usr" / "lib").glob("linux-kbuild-*") if path.is_dir())
+    found = [path for pattern in _TOOLS for path in kbuild.glob(pattern) if path.is_file() and not path.is_symlink()]
+    programs = [path for path in found if path.read_bytes()[:4] == b"\x7fELF"]
+    needed = max((prepare.glibc_needed(path.read_bytes()) for path in programs), default=(0, 0))
+    if needed > prepare.glibc_of_host():
+        progress("giving the kernel's build tools a C library of their own ...")
+        libc = supply.unpack(_LIBRARIES, "tools-libc")
+        prepare.patch_interpreter(programs, libc, work / "tools-lib", work / "tools-lib")
+
+
+def _take(archive: Path, wanted: Sequence[str], into: Path) -> None:
+    """Extract files of a source archive, given by their path below its top folder, and stop at the last.
+
+    Raises:
+        Unsupported: One is not in it.
+    """
+    left = set(wanted)
+    with tarfile.open(archive, "r|xz") as packed:
+        for member in packed:
+            path = member.name.removeprefix("./").partition("/")[2]
+            if path in left:
+                content = packed.extractfile(member)
+                assert content is not None
+                (into / Path(path).name).write_bytes(content.read())
+                left.remove(path)
+                if not left:
+                    return
+    raise Unsupported(", ".join(sorted(left)), f"not in {archive.name}")
+
+
+def _checked(module: Path, release: str) -> Path:
+    built_for = modinfo.parse(module.read_bytes(), module.stem).vermagic.partition(" ")[0]
+    if built_for != release:
+        raise Unsupported(f"{module.name} for Linux {release}", f"it came out for {built_for}")
+    return module

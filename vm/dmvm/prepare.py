@@ -14,7 +14,7 @@ from dmvm import initramfs, tools
 from dmvm.kernels import EARLY, INITRAMFS, KEPT, GuestKernel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from dmvm.modules import Tree
 
@@ -59,38 +59,50 @@ def _patchelf() -> str:
     return found
 
 
-def patch_interpreter(program: Path, libc: Path, libraries: Path, final: Path) -> None:
-    """Make a program use the C library of an unpacked libc6 package instead of the machine's.
+def patch_interpreter(programs: Sequence[Path], libc: Path, libraries: Path, final: Path) -> None:
+    """Make programs use the C library of an unpacked libc6 package instead of the machine's.
 
-    Calling it through that library's loader would not do: UML takes its memory's place from its own mapping.
+    Calling them through that library's loader would not do: UML takes its memory's place from its own mapping.
 
     Args:
-        program: Changed in place.
-        libc: Where the package is unpacked.
-        libraries: Folder that gets the loader and the libraries the program needs.
-        final: Where that folder will be when the program runs.
+        programs: Changed in place.
+        libc: Where the package, and others they need libraries of, are unpacked.
+        libraries: Folder that is made and gets the loader and the libraries.
+        final: Where that folder will be when the programs run.
 
     Raises:
         Unsupported: patchelf is not there or fails, or a library is missing.
     """
     tool = _patchelf()
     libraries.mkdir()
-    need = f"{program.name} with a newer C library"
-    interpreter = tools.run([tool, "--print-interpreter", program], need=need, seconds=30).strip()
-    waiting = [Path(interpreter).name, *tools.run([tool, "--print-needed", program], need=need, seconds=30).split()]
-    while waiting:
-        name = waiting.pop()
-        if (libraries / name).exists():
-            continue
-        source = next((path for path in libc.rglob(name) if path.is_file() and not path.is_symlink()), None)
-        if source is None:
-            raise Unsupported(need, f"{name} is not in its C library's package")
-        shutil.copyfile(source, libraries / name)
-        (libraries / name).chmod(0o755)
-        waiting += tools.run([tool, "--print-needed", source], need=need, seconds=30).split()
-    loader = final / Path(interpreter).name
-    words = ["--set-interpreter", loader, "--set-rpath", final, program]
-    tools.run([tool, *words], need=need, seconds=60)
+    for program in programs:
+        need = f"{program.name} with a newer C library"
+        interpreter = tools.run([tool, "--print-interpreter", program], need=need, seconds=30).strip()
+        waiting = [Path(interpreter).name, *_needed(tool, program, need)]
+        while waiting:
+            name = waiting.pop()
+            if (libraries / name).exists():
+                continue
+            source = _library(name, libc)
+            if source is None:
+                raise Unsupported(need, f"{name} is not among the packages fetched for it")
+            shutil.copyfile(source, libraries / name)
+            (libraries / name).chmod(0o755)
+            waiting += _needed(tool, source, need)
+        words = ["--set-interpreter", final / Path(interpreter).name, "--set-rpath", final, program]
+        tools.run([tool, *words], need=need, seconds=60)
+
+
+def _needed(tool: str, program: Path, need: str) -> list[str]:
+    return tools.run([tool, "--print-needed", program], need=need, seconds=30).split()
+
+
+def _library(name: str, folder: Path) -> Path | None:
+    """Find a library in unpacked packages; an absolute link would lead to the machine's own."""
+    for path in folder.rglob(name):
+        if path.is_file() and not (path.is_symlink() and path.readlink().is_absolute()):
+            return path
+    return None
 
 
 def assemble(
