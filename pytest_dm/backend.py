@@ -86,14 +86,16 @@ def choose(options: Options) -> Choice:
     release = os.uname().release
     if os.geteuid() != 0:
         return Choice("none", "device-mapper on this kernel needs root", "pytest --dm-vm")
-    from dmcore.errors import DmError  # noqa: PLC0415 - only where a test needs a device
+    from dmcore.errors import DmError, Unsupported  # noqa: PLC0415 - only where a test needs a device
     from dmcore.kernel.control import Control  # noqa: PLC0415 - the same
 
     try:
         with Control() as control:
             control.version()
+    except Unsupported as error:
+        return Choice("none", f"kernel {release}: {error.have}", "pytest --dm-vm")
     except (DmError, OSError) as error:
-        return Choice("none", f"kernel {release} has no usable device-mapper ({error})", "pytest --dm-vm")
+        return Choice("none", f"kernel {release}: device-mapper cannot be used ({error})", "pytest --dm-vm")
     if not Path("/dev/loop-control").exists():
         return Choice("none", f"kernel {release} has no loop driver", "modprobe loop")
     return Choice("kernel")
@@ -115,10 +117,12 @@ def runtime(config: pytest.Config) -> Runtime:
     """
     held = config.stash.get(_RUNTIME, None)
     if held is None:
-        from pytest_dm.runtime import Runtime  # noqa: PLC0415 - only where a test needs a device
+        from pytest_dm.clean import sweep  # noqa: PLC0415 - only where a test needs a device
+        from pytest_dm.runtime import Runtime  # noqa: PLC0415 - the same
 
         held = config.stash[_RUNTIME] = Runtime()
         config.add_cleanup(held.close)
+        held.problems = sweep(held.control)
     return held
 
 

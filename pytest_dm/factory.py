@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from dmcore.errors import DmError, LeakError, SpecError, TableRejected
+from dmcore.errors import DeviceBusy, DmError, LeakError, SpecError, TableRejected
 from dmcore.kernel.device import Device
 from dmcore.kernel.mount import mounts
 from dmcore.kernel.probe import require_table
@@ -35,6 +35,9 @@ __all__ = ["Dm"]
 
 T = TypeVar("T", bound="_Resource")
 Size = str | int
+
+_NAMES_TRIED = 64
+"""Names that may be taken: processes in containers on one kernel can have the same pid, which names contain."""
 
 
 class _Resource(Protocol):
@@ -242,14 +245,23 @@ class Dm:
 
     def make(self, table: Table, label: str, devices: Mapping[str, str] | None = None) -> Device:
         """Make a bare device with a fresh name of ours; whoever asks removes it. For handles."""
-        name, uuid = self.runtime.owner.name(label)
-        try:
-            device = Device.create(self.runtime.control, name, table, uuid=uuid, devices=devices)
-        except TableRejected:
-            require_table(self.runtime.control, table)
-            raise
-        self._names.add(name)
+        device = self._create(table, label, devices)
+        self._names.add(device.name)
         return device
+
+    def _create(self, table: Table, label: str, devices: Mapping[str, str] | None) -> Device:
+        taken = 0
+        while True:
+            name, uuid = self.runtime.owner.name(label)
+            try:
+                return Device.create(self.runtime.control, name, table, uuid=uuid, devices=devices)
+            except TableRejected:
+                require_table(self.runtime.control, table)
+                raise
+            except DeviceBusy as busy:
+                taken += 1
+                if busy.command != "DM_DEV_CREATE" or taken == _NAMES_TRIED:
+                    raise
 
     def resources(self) -> Iterator[_Resource]:
         """Yield what is there now, of inner scopes too, in the order it was made."""

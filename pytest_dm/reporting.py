@@ -106,7 +106,12 @@ def tell_kept(item: pytest.Item, kept: list[str]) -> None:
 
 
 def summarize(config: pytest.Config, reporter: pytest.TerminalReporter) -> None:
-    """Print what `--dm-keep` left, and how to remove it."""
+    """Print what `--dm-keep` left, and how to remove it; and what an earlier session left that would not go."""
+    runtime = backend.open_runtime(config)
+    if runtime is not None and runtime.problems:
+        reporter.section("leftovers of an earlier session")
+        for line in runtime.problems:
+            reporter.write_line(line)
     lines = config.stash.get(_KEPT, None)
     if lines:
         reporter.section("devices left by --dm-keep")

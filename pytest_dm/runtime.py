@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dmcore.target import Features, Target
     from pytest_dm.factory import Dm
 
-__all__ = ["KEPT", "Runtime", "backing_roots", "check_tool"]
+__all__ = ["KEPT", "Runtime", "backing_roots", "check_tool", "package_of"]
 
 KEPT = "kept"
 """File in a backing folder that tells the next run's sweep to leave its owner's devices alone."""
@@ -41,6 +41,11 @@ def backing_roots() -> tuple[Path, ...]:
     return tuple(path for path in candidates if path.is_dir() and os.access(path, os.W_OK))
 
 
+def package_of(program: str) -> str:
+    """Return Debian's package for a program, the program's own name if it is not known."""
+    return _PACKAGES.get(program, program)
+
+
 def check_tool(name: str) -> Path:
     """Return a program's path.
 
@@ -49,20 +54,28 @@ def check_tool(name: str) -> Path:
     """
     path = find_tool(name)
     if path is None:
-        package = _PACKAGES.get(name)
-        hint = f"apt-get install {package}" if package else f"install {name}"
+        hint = f"apt-get install {package_of(name)}" if name in _PACKAGES else f"install {name}"
         raise Unsupported(name, "there is no such program on this machine", hint)
     return path
 
 
 class Runtime:
-    """The kernel as tests use it; made at the first test that needs a device, closed at the session's end."""
+    """The kernel as tests use it; made at the first test that needs a device, closed at the session's end.
+
+    Attributes:
+        owner: This process, as names of devices say it.
+        control: The control node.
+        log: The kernel log.
+        roots: The factories that are in use.
+        problems: Leftovers of a killed session that could not be removed.
+    """
 
     def __init__(self) -> None:
         self.owner = Owner.current()
         self.control = Control()
         self.log = self.control.log
         self.roots: list[Dm] = []
+        self.problems: list[str] = []
         self._numbers = itertools.count(1)
         self._folder: Path | None = None
         self._corrupts_reads: bool | None = None
