@@ -285,6 +285,37 @@ def test_a_bad_slowness_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -
         machine.boot_seconds("uml")
 
 
+def test_the_guard_is_known_without_a_guest() -> None:
+    assert machine.probe_guard() == "mounts"
+
+
+@pytest.mark.parametrize(
+    ("asked", "kernel", "answer"),
+    [
+        ("uml", None, ("uml", "uml-6.1")),
+        ("qemu", None, ("qemu", "debian-6.1")),
+        ("auto", "uml-7.2", ("uml", "uml-7.2")),
+        ("qemu", "debian-6.12", ("qemu", "debian-6.12")),
+    ],
+)
+def test_the_choice_of_a_machine(asked: str, kernel: str | None, answer: tuple[str, str]) -> None:
+    assert machine.choose(asked, kernel) == answer
+
+
+@pytest.mark.parametrize(
+    ("asked", "kernel", "message"),
+    [
+        ("vmware", None, "machine='vmware': one of auto, qemu, uml"),
+        ("qemu", "uml-6.1", "runs on uml, not on qemu; there are: debian-6.1, debian-6.12"),
+        ("uml", "debian-6.1", "runs on qemu, not on uml; there are: uml-6.1, uml-6.12, uml-7.2"),
+        ("auto", "uml-2.4", "uml-2.4"),
+    ],
+)
+def test_a_choice_that_cannot_be(asked: str, kernel: str | None, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        machine.choose(asked, kernel)
+
+
 def test_kill_is_complete_and_can_be_repeated(kernel, tmp_path: Path) -> None:
     guest = machine.start(kernel, exchange=tmp_path)
     assert guest.release.startswith("6.1.")

@@ -290,6 +290,31 @@ def test_ending_the_worker_ends_the_guest(worker: Worker, number: signal.Signals
     worker.assert_nothing_left("up")
 
 
+@pytest.mark.parametrize("kernel", ["uml-6.1", "uml-7.2"])
+def test_a_killed_keeper_leaves_nothing_either(worker: Worker, kernel: str) -> None:
+    argv = ("sh", "-c", "touch $PYTEST_DM_EXCHANGE/up; sleep 100")
+    process = worker.start(*argv, options=("--kernel", kernel))
+    worker.wait_for("up")
+    keeper = next(pid for pid, command in worker.processes().items() if "launch.py" in command)
+    os.kill(keeper, signal.SIGKILL)
+    assert process.wait(20) == 125
+    assert "lost its keeper to signal 9" in worker.lost["reason"]
+    worker.assert_nothing_left("up")
+
+
+def test_a_test_that_floods_its_output_still_has_a_deadline(worker: Worker) -> None:
+    code = "import os\nos.write(int(os.environ['PYTEST_DM_CTL']), b'start t::flood 1\\n')\nwhile True: os.write(1, b'x' * 9999)"
+    process = worker.start(PYTHON, "-c", code, stdout=subprocess.DEVNULL)
+    assert process.wait(30) == 125
+    assert worker.lost["reason"] == "t::flood ran longer than 1 s"
+
+
+def test_nonsense_on_the_mark_line_is_told(worker: Worker) -> None:
+    code = "import os, time; os.write(int(os.environ['PYTEST_DM_CTL']), b'hello\\n'); time.sleep(60)"
+    assert worker.python(code)[0] == 125
+    assert "not a test mark: b'hello'" in worker.lost["reason"]
+
+
 def test_ending_the_worker_while_the_guest_boots_leaves_nothing(worker: Worker) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         process = worker.start("sleep", "100")

@@ -18,6 +18,7 @@ __all__ = ["Console", "Event"]
 
 _SIGHTS: Final = {
     "marker": rb"dmvm-init: ([^\r\n]*)[\r\n]",
+    "machine": rb"dmvm-machine: ([0-9]+)[\r\n]",
     "guard": rb"dmvm-guard: ([^\r\n]*)[\r\n]",
     "panic": rb"(Kernel panic - not syncing[^\r\n]*)[\r\n]",
     "oops": rb"((?:BUG: (?!(?:soft|workqueue) lockup)|Oops[:\s]|general protection fault|Internal error: |"
@@ -33,7 +34,8 @@ class Event:
     """Something seen on the console.
 
     Attributes:
-        kind: "marker", "guard", "panic", "oops", "hung", "killed", or "end" (the console closed: the machine is gone).
+        kind: "marker", "machine" (its process id), "guard", "panic", "oops", "hung", "killed", or "end" (the console closed,
+            so the machine is gone).
         text: The line's part that tells.
     """
 

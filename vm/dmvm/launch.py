@@ -24,7 +24,7 @@ import sys
 import time
 from typing import Any
 
-__all__ = ["GUARDS", "main", "remove_orphaned"]
+__all__ = ["GUARDS", "main", "remove", "remove_orphaned"]
 
 GUARDS = ("mounts", "landlock", "none")
 
@@ -46,6 +46,7 @@ _LANDLOCK_WRITE_FILE, _LANDLOCK_MAKE_AND_REMOVE, _LANDLOCK_REFER, _LANDLOCK_TRUN
     0x2000,
     0x4000,
 )
+_SHARED_MEMORY = "/dev/shm/pytest-dm-{}"  # noqa: S108 - named by the keeper's pid, removed by the keeper
 _WRITABLE_NODES = ("/dev/null", "/dev/zero", "/dev/ptmx", "/dev/pts", "/dev/tty", "/dev/kvm")
 
 _ATTRIBUTE_CALLS_X86_64 = (
@@ -172,9 +173,25 @@ def _put_in_force(name: str, spec: dict[str, Any]) -> None:
     if name == "mounts":
         _guard_by_mounts(writable, scratch, int(str(spec["scratch_mb"])))
     elif name == "landlock":
-        _guard_by_landlock([*writable, *([scratch] if scratch else [])])
+        _guard_by_landlock([*writable, *([scratch] if scratch else []), *_memory_folder(spec)])
     if name != "none":
         _drop_capabilities()
+
+
+def _memory_folder(spec: dict[str, Any]) -> list[str]:
+    """Make a folder in /dev/shm for the machine's memory, where no private tmpfs can be had; none if it is too small."""
+    folder = _SHARED_MEMORY.format(spec["keeper"])
+    try:
+        free = os.statvfs("/dev/shm")  # noqa: S108 - its space, not a file
+        if free.f_bavail * free.f_frsize < spec["scratch_mb"] << 20:
+            return []
+        os.mkdir(folder, 0o700)  # noqa: PTH102
+    except FileExistsError:
+        pass
+    except OSError:
+        return []
+    spec["env"]["TMPDIR"] = folder
+    return [folder]
 
 
 def _trial(name: str, spec: dict[str, Any]) -> str:
@@ -196,22 +213,22 @@ def _trial(name: str, spec: dict[str, Any]) -> str:
 
 def _guard(spec: dict[str, Any]) -> str:
     """Put the first guard that works in force; returns its name, and why better ones were passed over."""
-    wanted = str(spec["guard"])
     refusals: list[str] = []
-    for name in GUARDS if wanted == "auto" else (wanted,):
+    for name in spec["guards"]:
         reason = _trial(name, spec)
         if not reason:
             _put_in_force(name, spec)
-            return name + (f" ({'; '.join(refusals)})" if refusals else "")
+            return str(name) + (f" ({'; '.join(refusals)})" if refusals else "")
         refusals.append(f"{name}: {reason}")
     raise OSError(errno.EPERM, f"no guard for the host's files works here: {'; '.join(refusals)}")
 
 
 def _become_machine(spec: dict[str, Any], keeper: int) -> None:
     os.setsid()
+    print(f"dmvm-machine: {os.getpid()}", flush=True)
+    print(f"dmvm-guard: {_guard(spec)}", flush=True)
     argv = [str(word) for word in spec["argv"]]
     environment = {str(k): str(v) for k, v in spec["env"].items()}
-    print(f"dmvm-guard: {_guard(spec)}", flush=True)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != keeper:
         os._exit(1)
@@ -253,7 +270,8 @@ def _end(machine: int, status: int | None) -> int:
     return signal.SIGKILL if status is None else status
 
 
-def _remove(path: str) -> None:
+def remove(path: str) -> None:
+    """Remove a folder and all in it, following no link; one that is not there is fine."""
     for folder, folders, files in os.walk(path, topdown=False):
         for name in files:
             with contextlib.suppress(FileNotFoundError):
@@ -287,7 +305,7 @@ def remove_orphaned(path: str, owner: int) -> None:
     except (FileNotFoundError, ProcessLookupError):
         state, flags = b"X", b"0"
     if state in b"XZ" or int(flags) & _PF_EXITING:
-        _remove(path)
+        remove(path)
 
 
 def _keep(machine: int, life: int, wakeup: int) -> int:
@@ -320,7 +338,7 @@ def main(argv: list[str]) -> int:
     """Run the machine of the JSON object `argv[1]`; returns its exit status (128 + signal if one ended it).
 
     Keys: argv, env; writable (folders), scratch (a folder, "" for none: a private tmpfs of scratch_mb MiB under the
-    ``mounts`` guard), guard ("auto" or one of `GUARDS`), life (descriptor), remove (folders to delete at the end),
+    ``mounts`` guard), guards (of `GUARDS`: the first that works is taken), life (descriptor), remove (folders to delete at the end),
     orphan and orphan_owner (a folder to delete at the end if that process is gone by then).
     """
     spec: dict[str, Any] = json.loads(argv[1])
@@ -328,7 +346,7 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    keeper = os.getpid()
+    keeper = spec["keeper"] = os.getpid()
     machine = os.fork()
     if machine == 0:
         os.close(life)
@@ -343,8 +361,8 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
     os.write(send, b"\0")
     status = _keep(machine, life, receive)
-    for path in spec["remove"]:
-        _remove(str(path))
+    for path in (*spec["remove"], _SHARED_MEMORY.format(keeper)):
+        remove(str(path))
     remove_orphaned(str(spec["orphan"]), int(str(spec["orphan_owner"])))
     return os.waitstatus_to_exitcode(status) % 256 if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from dmcore.errors import AbiError, SpecError
 from dmvm.machine import Cancel, slowness, start
 from dmvm.relay import PIECE, Job, Marks, Outbox, Outcome, pieces
 
@@ -49,6 +50,8 @@ _UNUSABLE: Final = frozenset(
 """Variables that name things which exist only outside the guest."""
 
 _BACKLOG: Final = 1 << 20
+_GRACE_SECONDS: Final = 2.0
+"""How long a test's end may wait behind its own output."""
 _PING_SECONDS: Final = 5.0
 _SILENCE_SECONDS: Final = 60.0
 _FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGWINCH)
@@ -153,6 +156,7 @@ class Session:
         if only_output:
             return wanted
         wanted[self._guest.console.fileno()] = select.POLLIN
+        wanted[self._guest.ended_fd] = select.POLLIN
         line = (0 if self._paused else select.POLLIN) | (select.POLLOUT if self._sending else 0)
         if line:
             wanted[self._guest.line.fileno()] = line
@@ -182,6 +186,8 @@ class Session:
             self._receive()
         if self._guest.console.fileno() in ready:
             self._watch()
+        if self._guest.ended_fd in ready:
+            self._watch_end()
         if self._signals in ready:
             self._pass_signals()
         if self._stdin in ready and self._stdin_open:
@@ -207,6 +213,12 @@ class Session:
             self._lose(f"the machine {self._guest.ended(5) or 'closed its line'}")
             return
         self._heard = time.monotonic()
+        try:
+            self._take_frames(data)
+        except (AbiError, ValueError) as error:
+            self._lose(f"the guest's line makes no sense: {error}")
+
+    def _take_frames(self, data: bytes) -> None:
         for kind, payload in self._guest.decoder.feed(data):
             if kind in self._backlog:
                 self._backlog[kind] += payload
@@ -248,6 +260,13 @@ class Session:
                 if event.kind == "hung" and self.marks.remaining(0.0) == float("inf"):
                     self._lose(event.text)
 
+    def _watch_end(self) -> None:
+        """The machine is gone; the console may know why, and the line may still hold how the job ended."""
+        self._guest.console.settle(0.5)
+        self._receive()
+        self._watch()
+        self._lose(f"the machine {self._guest.ended(5)}")
+
     def _pass_signals(self) -> None:
         for number in os.read(self._signals, 64):
             if number == signal.SIGWINCH:
@@ -272,9 +291,10 @@ class Session:
 
     def _check_deadlines(self, *, idle: bool) -> None:
         now = time.monotonic()
-        if self._paused or not idle:
+        remaining = self.marks.remaining(now)
+        if self._paused or (not idle and remaining > -_GRACE_SECONDS):
             return
-        if self.marks.remaining(now) <= 0:
+        if remaining <= 0:
             self._lose(f"{self.marks.test} ran longer than {self.marks.seconds:g} s")
         elif now - self._heard > self._silence:
             self._lose(f"the guest did not answer for {self._silence:g} s")
@@ -324,8 +344,12 @@ def run(
         progress: Told in one line what goes on.
 
     Raises:
+        SpecError: `tty`, and standard input is no terminal.
         VmBootFailed: No guest.
+        BootCancelled: A signal came while it booted.
     """
+    if tty and not os.isatty(0):
+        raise SpecError("tty", tty, "standard input is no terminal; run a command without one instead")
     folder = exchange or Path(tempfile.mkdtemp(prefix="pytest-dm-"))
     temporary = () if exchange else (folder,)
     umask = os.umask(0)
