@@ -26,6 +26,7 @@ $b mount -t proc proc /proc && $b mount -t sysfs sys /sys && $b mount -t devtmpf
 for module in $($b cat /modules.list); do $b insmod /modules/$module || fail module $module; done
 $b mount -t 9p -o MOUNT_OPTIONS HOST_TAG /host || fail mounting the root of the host
 $b umount /sys && $b umount /proc && $b umount /dev || fail leaving
+while [ $# -gt 0 ] && [ "${1#/}" = "$1" ]; do shift; done # words of the kernel's that it does not know
 exec $b switch_root /host "$@"
 """
 

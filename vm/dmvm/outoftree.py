@@ -72,6 +72,7 @@ def build(
     objects = " ".join(f"{Path(path).name}.o" for path in paths)
     (folder / "Makefile").write_text(f"obj-m := {objects}\n", encoding="utf-8")
     without = [f"{option}=" for option, flag in _FLAGS.items() if not _compiler_knows(flag)]
+    without.append("CONFIG_DEBUG_INFO_BTF_MODULES=")  # type information for tracers, which needs pahole
     words = ["make", "-C", headers, f"M={folder}", "CC=gcc", "CROSS_COMPILE=", *without, "modules"]
     tools.run(words, need=need, seconds=_SECONDS, hint=_COMPILER)
     return {path: _checked(folder / f"{Path(path).name}.ko", release) for path in paths}

@@ -46,7 +46,6 @@ _KERNEL_WORDS: Final = (
     "oops=panic",
     "hung_task_panic=0",
     "loglevel=5",
-    "nokaslr",
     "mitigations=off",
     "audit=0",
     "selinux=0",
@@ -111,7 +110,7 @@ def command(
         raise SpecError("exchange", str(exchange), "a path without a comma")
     return [
         str(program),
-        *("-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-nic", "none", "-vga", "none"),
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-vga", "none", "-nic", "none"),
         *("-name", "pytest-dm", "-machine", f"q35,accel={accel}", "-cpu", _CPU[accel]),
         *("-smp", "1", "-m", f"{memory_mb}M"),
         *("-kernel", str(kernel.image), "-initrd", str(kernel.initramfs)),
@@ -229,7 +228,7 @@ def _probe(program: Path, accel: str = "kvm", seconds: float = _KVM_SECONDS) -> 
         disk.write_bytes(boot_sector())
         argv = [
             str(program),
-            *("-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-nic", "none", "-vga", "none"),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none", "-vga", "none"),
             *("-machine", f"pc,accel={accel}", "-cpu", _CPU[accel], "-m", "16M"),
             *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
             *("-drive", f"file={disk},format=raw,if=ide,readonly=off"),
