@@ -42,8 +42,8 @@ from dmcore.errors import (
     TableRejected,
     Unsupported,
 )
-from dmcore.kernel.control_node import CONTROL, ROOM, ControlNode, Kinds
-from dmcore.kernel.syscalls import ioctl
+from dmcore.kernel.control_node import CONTROL, ROOM, SMALL_ROOM, ControlNode, Kinds
+from dmcore.kernel.syscalls import COPIED, ioctl
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -155,7 +155,7 @@ class Control(ControlNode):
 
     def list_versions(self) -> dict[str, Version]:
         """Return the registered targets with their versions, newest registered first; loads no module."""
-        return unpack_versions(*self.request(Command.DM_LIST_VERSIONS, DmIoctl(), room=ROOM))
+        return unpack_versions(*self.request(Command.DM_LIST_VERSIONS, DmIoctl(), room=SMALL_ROOM))
 
     def target_version(self, name: str) -> Version:
         """Return the version of one target, loading the module dm-NAME if need be (`get_target_version()`).
@@ -165,7 +165,7 @@ class Control(ControlNode):
         """
         try:
             reply, buffer = self.request(
-                Command.DM_GET_TARGET_VERSION, DmIoctl(name=name), room=ROOM, subject=name
+                Command.DM_GET_TARGET_VERSION, DmIoctl(name=name), room=SMALL_ROOM, subject=name
             )
         except IoctlError as error:
             if error.errno != errno.EINVAL:
@@ -182,7 +182,7 @@ class Control(ControlNode):
     def list_devices(self, name_prefix: str = "", uuid_prefix: str = "") -> list[DeviceEntry]:
         """Return the devices whose name and uuid start so, in ascending order of the names' bytes."""
         header = DmIoctl(DmFlag.UUID, name_prefix, uuid_prefix)
-        return unpack_names(*self.request(Command.DM_LIST_DEVICES, header, room=ROOM))
+        return unpack_names(*self.request(Command.DM_LIST_DEVICES, header, room=SMALL_ROOM))
 
     def remove_all(self, *, deferred: bool = False, i_know: bool = False) -> None:
         """Remove every unopened device of the whole machine, whoever made it (`dm_hash_remove_all()`).
@@ -244,6 +244,8 @@ class Control(ControlNode):
 
     def rename(self, name: str, new: str, *, cookie: int = 0) -> DeviceInfo:
         """Give a device another name; the kernel finds it by its name only (`dev_rename()`).
+
+        The result still shows the old name.
 
         Raises:
             DeviceBusy: The new name is taken; also by the device itself.
@@ -338,7 +340,7 @@ class Control(ControlNode):
                 Command.DM_TABLE_LOAD,
                 DmIoctl(flags, name, uuid, dev, target_count=count),
                 payload=payload,
-                room=1024,
+                room=COPIED if secure else 0,
                 subject=selector,
                 detail="(the table holds a key and is not shown)" if secure else lines,
                 logs=True,
@@ -396,7 +398,7 @@ class Control(ControlNode):
     def wait(self, selector: Selector, event_nr: int) -> tuple[DeviceInfo, list[TableLine]]:
         """Block until the device's event number differs from `event_nr`; return state and status (`dev_wait()`).
 
-        Has no bound of its own: `Device.wait` has one. The removal of the device ends it. Interruptions by signals
+        The name in the result is the one asked for. Has no bound of its own: `Device.wait` has one. The removal of the device ends it. Interruptions by signals
         are tried again, 64 times, after Python's handlers ran.
         """
         if not 0 <= event_nr < 1 << 32:
@@ -410,7 +412,7 @@ class Control(ControlNode):
         name, uuid, dev = _select(selector)
         header = DmIoctl(flags, name, uuid, dev, event_nr)
         waits = command is Command.DM_DEV_WAIT
-        return self.request(command, header, room=ROOM, subject=selector, interruptible=waits)
+        return self.request(command, header, room=SMALL_ROOM, subject=selector, interruptible=waits)
 
     def message(self, selector: Selector, text: str, sector: int = 0, *, secure: bool = False) -> str:
         """Send a message to the target at `sector` of the live table; return its reply, "" if none (`target_message()`).

@@ -16,24 +16,28 @@ from typing import TYPE_CHECKING
 from dmcore.abi.dm import CLIENT_VERSION, HEADER_SIZE, SIZE_MAX, Command, DmFlag, DmIoctl
 from dmcore.errors import AbiError, DeviceBusy, DeviceMissing, IoctlError, Unsupported
 from dmcore.kernel.kmsg import KernelLog
-from dmcore.kernel.syscalls import ioctl
+from dmcore.kernel.syscalls import COPIED, ioctl
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["CONTROL", "ROOM", "ControlNode", "Kinds"]
+__all__ = ["CONTROL", "ROOM", "SMALL_ROOM", "ControlNode", "Kinds"]
 
 CONTROL = Path("/dev/mapper/control")
 
+SMALL_ROOM = COPIED - HEADER_SIZE
+"""Bytes for a reply's payload that are enough for most, in a buffer of the cheap kind."""
+
 ROOM = 16384
-"""Bytes for a reply's payload to begin with."""
+"""Bytes for a reply's payload that can be long, or that cannot be asked for again."""
 
 Kinds = Mapping[int, type[IoctlError]]
 """Which error class stands for which errno."""
 
 _KINDS: Kinds = {errno.EBUSY: DeviceBusy, errno.ENXIO: DeviceMissing}
 _INTERRUPTS = 64
+_NO_CONFLICT = (0, CLIENT_VERSION[0])  # 0: a secure request was wiped, header and all
 _LOG_LINES = 20
 _REQUEST = {command: command.request for command in Command}
 Detail = str | Sequence[object]
@@ -134,7 +138,7 @@ class ControlNode:
         self.close()
 
     def _refused(self, error: OSError, request: _Request) -> Exception:
-        number = error.errno or errno.EIO
+        number = error.errno or 0
         version = DmIoctl.version_of(request.buffer)
         if number == errno.EACCES and version == CLIENT_VERSION:
             return Unsupported(
@@ -142,7 +146,7 @@ class ControlNode:
                 f"the kernel refused {request.command.name} with EACCES",
                 "run as root outside a container, or in a VM with --dm-vm",
             )
-        if number == errno.EINVAL and version[0] != CLIENT_VERSION[0]:
+        if number == errno.EINVAL and version[0] not in _NO_CONFLICT:
             return AbiError(f"the kernel speaks dm interface {'.'.join(map(str, version))}, this library 4.x")
         lines = () if request.mark is None else self.log.since(request.mark)[-_LOG_LINES:]
         kind = request.kinds.get(number, IoctlError)
@@ -178,8 +182,9 @@ class ControlNode:
     ) -> tuple[DmIoctl, bytearray]:
         """Send one request and return the reply's header and bytes.
 
-        With `room` (bytes for a reply's payload) and no payload a full buffer doubles and the request is repeated.
-        With the flag SECURE_DATA everything behind the header is wiped, a reply's text too.
+        With `room` (bytes for a reply's payload) and no payload a full buffer grows, to 16 KiB and then doubling, and the request is repeated.
+        With the flag SECURE_DATA everything behind the header is wiped, a reply's text too. An OSError without errno
+        that a signal handler raises goes through as it is.
         """
         if self._fd < 0:
             raise IoctlError(errno.EBADF, command.name, str(subject), "the control node was closed")
@@ -191,6 +196,8 @@ class ControlNode:
             try:
                 self._ioctl(command, buffer, interruptible=interruptible)
             except OSError as error:
+                if error.errno is None:
+                    raise
                 failed = _Request(command, buffer, kinds, str(subject), detail, mark)
                 raise self._refused(error, failed) from error
             finally:
@@ -199,6 +206,6 @@ class ControlNode:
             reply = DmIoctl.unpack(buffer)
             if payload or not reply.flags & DmFlag.BUFFER_FULL:
                 return reply, buffer
-            room *= 2
-            if not HEADER_SIZE < HEADER_SIZE + room <= SIZE_MAX:
+            room = max(2 * room, ROOM)
+            if HEADER_SIZE + room > SIZE_MAX:
                 raise IoctlError(errno.ENOBUFS, command.name, str(subject), "the reply does not fit 1 GiB")

@@ -7,10 +7,10 @@ import errno
 import time
 
 from dmcore.errors import IoctlError
+from dmcore.kernel.libc import LIBC
 
 __all__ = ["Semaphore"]
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
 _CREATE = 0o1000 | 0o2000 | 0o600
 _NOWAIT = 0o4000
 _IPC_RMID = 0
@@ -35,7 +35,7 @@ class Semaphore:
         Raises:
             IoctlError: EEXIST if there is one with this key; ENOSPC if the system has none left.
         """
-        number = _LIBC.semget(key, 1, _CREATE)
+        number = LIBC.semget(key, 1, _CREATE)
         if number < 0:
             raise IoctlError(ctypes.get_errno(), "semget", f"key {key:#x}")
         return cls(key, number)
@@ -44,7 +44,7 @@ class Semaphore:
         operation = (ctypes.c_short * 3)(0, change, flags)
         seconds, rest = divmod(max(0.0, timeout), 1)
         limit = (ctypes.c_long * 2)(int(seconds), int(rest * 1e9))
-        if _LIBC.semtimedop(self._number, operation, 1, limit) < 0:
+        if LIBC.semtimedop(self._number, operation, 1, limit) < 0:
             raise IoctlError(ctypes.get_errno(), "semtimedop", f"key {self.key:#x}", f"change {change}")
 
     def add(self, change: int) -> None:
@@ -54,7 +54,7 @@ class Semaphore:
     @property
     def value(self) -> int:
         """The value now."""
-        value = int(_LIBC.semctl(self._number, 0, _GETVAL, 0))
+        value = int(LIBC.semctl(self._number, 0, _GETVAL, 0))
         if value < 0:
             raise IoctlError(ctypes.get_errno(), "semctl", f"key {self.key:#x}", "GETVAL")
         return value
@@ -75,7 +75,7 @@ class Semaphore:
 
     def remove(self) -> None:
         """Remove it; no-op if it is gone already. Whoever waits for it gets EIDRM."""
-        if _LIBC.semctl(self._number, 0, _IPC_RMID, 0) < 0:
+        if LIBC.semctl(self._number, 0, _IPC_RMID, 0) < 0:
             number = ctypes.get_errno()
             if number not in {errno.EINVAL, errno.EIDRM}:
                 raise IoctlError(number, "semctl", f"key {self.key:#x}", "IPC_RMID")

@@ -1,0 +1,26 @@
+"""The C library by ctypes, loaded only by those who need it: the import costs more than most requests."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+__all__ = ["LIBC", "ioctl_in_place"]
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+_BYTE = ctypes.c_char * 1
+
+
+def ioctl_in_place(fd: int, request: int, buffer: bytearray) -> int:
+    """Do ioctl(2) on the buffer itself, without a copy and without keeping other threads from running.
+
+    Raises:
+        OSError: With the kernel's errno.
+    """
+    start = _BYTE.from_buffer(buffer)
+    result = int(LIBC.ioctl(fd, ctypes.c_ulong(request), start))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
