@@ -199,7 +199,8 @@ class Guest:
         console: Its console, watched.
         pid: The machine's process, which leads a group of its own.
         release: The running kernel's release.
-        guard: What keeps the guest off the host's files ("mounts", "landlock", "none"), with reasons.
+        guard: What keeps the guest off the host's files ("mounts", "landlock", "none"), with reasons; QEMU's own
+            read-only export comes before it.
         seconds: How long the boot took.
         notes: What the console told besides: killed processes, hung tasks.
         ended_fd: Polls readable once the machine has ended.
@@ -457,7 +458,7 @@ def _follow_boot(guest: Guest, reached: list[str]) -> None:
         if event.kind == "machine":
             guest.pid = int(event.text)
         elif event.kind == "guard":
-            guest.guard = event.text
+            guest.guard = event.text if guest.kernel.machine == "uml" else f"QEMU, {event.text}"
         elif event.kind == "marker":
             reached.append(f"its first process got as far as: {event.text}")
         elif event.kind in {"panic", "oops"}:
