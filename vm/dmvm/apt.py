@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
     from dmvm.sources import Mirror
 
-__all__ = ["Archive", "Package", "configuration", "parse_uris"]
+__all__ = ["Archive", "FetchFailed", "Package", "configuration", "find", "parse_uris"]
 
 _LISTS_SECONDS: Final = 900.0
 _FETCH_SECONDS: Final = 3600.0
 _FRESH_SECONDS: Final = 6 * 3600.0
-_URI: Final = re.compile(r"^'(?P<uri>[^']*)' (?P<file>\S+) (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})$", re.MULTILINE)
-_OFFLINE: Final = "check this machine's network and proxy settings for apt, or name a kernel of your own by its path"
+_URI: Final = re.compile(
+    r"^'(?P<uri>[^']*)' (?P<file>\S+) (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})$", re.MULTILINE
+)
+_OFFLINE: Final = (
+    "check this machine's network and proxy settings for apt, or name a kernel of your own by its path"
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,26 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class FetchFailed(Unsupported):
+    """A package is not offered any more, or did not arrive."""
+
+
+def find() -> str:
+    """Return the path of apt-get.
+
+    Raises:
+        Unsupported: There is none on this machine.
+    """
+    found = tools.find("apt-get")
+    if found is None:
+        raise Unsupported(
+            "apt-get, to fetch a guest kernel of Debian",
+            "there is none on PATH",
+            "name a kernel of your own: --dm-kernel=/path/to/vmlinuz:/path/to/lib/modules/RELEASE",
+        )
+    return found
+
+
 class Archive:
     """One Debian release, seen through apt with a state of its own.
 
@@ -111,14 +135,7 @@ class Archive:
         Raises:
             Unsupported: There is no apt-get on this machine.
         """
-        apt = tools.find("apt-get")
-        if apt is None:
-            raise Unsupported(
-                "apt-get, to fetch a guest kernel of Debian",
-                "there is none on PATH",
-                "name a kernel of your own: --dm-kernel=/path/to/vmlinuz:/path/to/lib/modules/RELEASE",
-            )
-        self._apt = apt
+        self._apt = find()
         self._suite = suite
         self._folder = folder
         self._progress = progress
@@ -133,8 +150,8 @@ class Archive:
         sibling = str(Path(self._apt).parent / program)
         return [sibling, "-q", "-c", str(self._configuration), *words]
 
-    def update(self, *, force: bool = False) -> None:
-        """Fetch the package lists, unless those of the last hours are there.
+    def update(self, *, force: bool = False) -> bool:
+        """Fetch the package lists, unless those of the last hours are there; returns whether it did.
 
         Raises:
             Unsupported: They cannot be fetched, or their signature is not good.
@@ -142,8 +159,12 @@ class Archive:
         sources, stamp = self._folder / "sources.list", self._folder / "updated"
         with contextlib.suppress(FileNotFoundError):
             age = time.time() - stamp.stat().st_mtime
-            if not force and 0 <= age < _FRESH_SECONDS and sources.read_text(encoding="utf-8") == self._sources:
-                return
+            if (
+                not force
+                and 0 <= age < _FRESH_SECONDS
+                and sources.read_text(encoding="utf-8") == self._sources
+            ):
+                return False
         stamp.unlink(missing_ok=True)
         sources.write_text(self._sources, encoding="utf-8")
         self._progress(f"fetching the package lists of Debian {self._suite} (about 10 MB) ...")
@@ -151,6 +172,7 @@ class Archive:
         words = self._words("apt-get", "-o", "APT::Update::Error-Mode=any", "update")
         tools.run(words, need=need, seconds=_LISTS_SECONDS, hint=_OFFLINE)
         stamp.touch()
+        return True
 
     def show(self, package: str) -> dict[str, str]:
         """Return the control fields of the newest version that the release offers.
@@ -160,7 +182,9 @@ class Archive:
         """
         words = self._words("apt-cache", "--no-all-versions", "show", package)
         need = f"package {package} of Debian {self._suite}"
-        text = tools.run(words, need=need, seconds=60, hint="the archive no longer has it: name another kernel")
+        text = tools.run(
+            words, need=need, seconds=60, hint="the archive no longer has it: name another kernel"
+        )
         fields: dict[str, str] = {}
         for line in text.split("\n\n", 1)[0].splitlines():
             if line[:1] not in {" ", "\t"}:
@@ -172,11 +196,18 @@ class Archive:
         """Fetch packages, given as NAME or NAME=VERSION; their archives lie in `into` afterwards.
 
         Raises:
-            Unsupported: One is not offered, or cannot be fetched whole.
+            FetchFailed: One is not offered, or cannot be fetched whole.
         """
         into.mkdir(parents=True, exist_ok=True)
         need = f"{', '.join(packages)} of Debian {self._suite}"
-        asked = tools.run(self._words("apt-get", "--print-uris", "download", *packages), need=need, seconds=60)
+        try:
+            return self._fetch(packages, into, need)
+        except Unsupported as error:
+            raise FetchFailed(error.need, error.have, error.hint) from error
+
+    def _fetch(self, packages: Sequence[str], into: Path, need: str) -> list[Package]:
+        words = self._words("apt-get", "--print-uris", "download", *packages)
+        asked = tools.run(words, need=need, seconds=60, hint=_OFFLINE)
         offered = parse_uris(asked)
         if len(offered) != len(packages):
             raise Unsupported(need, f"apt offers {asked.strip() or 'nothing'!r}", _OFFLINE)

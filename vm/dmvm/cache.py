@@ -15,9 +15,18 @@ from typing import TYPE_CHECKING, Any, Final
 from dmcore.errors import SpecError, Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
-__all__ = ["FORMAT", "cache_dir", "final_folder", "locked", "make_folder", "publish", "read_manifest", "workspace"]
+__all__ = [
+    "FORMAT",
+    "cache_dir",
+    "final_folder",
+    "locked",
+    "make_folder",
+    "publish",
+    "read_manifest",
+    "workspace",
+]
 
 FORMAT: Final = 1
 """Version of the cache's layout; what another version left is made anew."""
@@ -43,7 +52,9 @@ def cache_dir() -> Path:
     try:
         return Path.home() / ".cache" / "pytest-dm"
     except RuntimeError as error:
-        raise Unsupported("a cache folder", "no home folder is known", "set PYTEST_DM_CACHE=/path/to/folder") from error
+        raise Unsupported(
+            "a cache folder", "no home folder is known", "set PYTEST_DM_CACHE=/path/to/folder"
+        ) from error
 
 
 def make_folder(path: Path) -> Path:
@@ -55,7 +66,9 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Unsupported(f"the cache folder {path}", f"it cannot be made: {error.strerror}", _ELSEWHERE) from error
+        raise Unsupported(
+            f"the cache folder {path}", f"it cannot be made: {error.strerror}", _ELSEWHERE
+        ) from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise Unsupported(f"the cache folder {path}", "this user cannot write it", _ELSEWHERE)
     return path
@@ -65,7 +78,7 @@ _ELSEWHERE: Final = "set PYTEST_DM_CACHE=/path/to/a/folder/you/can/write"
 
 
 @contextlib.contextmanager
-def locked(name: str, progress: Callable[[str], None], seconds: float = _LOCK_SECONDS) -> Iterator[None]:
+def locked(name: str, progress: Callable[[str], None], seconds: float = _LOCK_SECONDS) -> Generator[None]:
     """Hold the cache's lock of that name; another process that holds it is waited for.
 
     Raises:
@@ -105,7 +118,7 @@ def _acquire(fd: int, path: Path, progress: Callable[[str], None], seconds: floa
 
 
 @contextlib.contextmanager
-def workspace(name: str) -> Iterator[Path]:
+def workspace(name: str) -> Generator[Path]:
     """Give a fresh folder in the cache's own file system, removed at the end if it is still there.
 
     The caller holds the lock of that name, so what an earlier, killed process left under it is removed too.
@@ -128,10 +141,14 @@ def _manifest(name: str) -> Path:
 def read_manifest(name: str) -> tuple[dict[str, Any], Path] | None:
     """Return the manifest of a prepared kernel and its folder, None if there is none of this layout."""
     try:
-        fields = json.loads(_manifest(name).read_text(encoding="utf-8"))
+        fields: Any = json.loads(_manifest(name).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+    try:
+        known = fields["format"] == FORMAT
+    except (KeyError, TypeError):
+        known = False
+    if not known:
         return None
     folder = cache_dir() / "kernels" / str(fields["folder"])
     return (fields, folder) if folder.is_dir() else None

@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from dmcore.errors import Unsupported
+from dmcore.errors import DmError, Unsupported
 from dmvm import apt, cache, deb, outoftree, prepare, sources, vmlinux
 from dmvm.modules import Tree
+from dmvm.prepare import Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from dmvm.apt import Archive, Package
     from dmvm.kernels import GuestKernel, Recipe
 
-__all__ = ["Supply", "build", "busybox"]
+__all__ = ["Supply", "build", "busybox", "obstacle"]
 
 _VERSION_IN_PACKAGE: Final = re.compile(r"^(?:\d+:)?(\d+\.\d+)(?!\d)")
 
@@ -35,10 +36,10 @@ class Supply:
         folder = cache.make_folder(cache.cache_dir() / "apt" / suite)
         self._archive: Archive = apt.Archive(mirror, suite, folder, progress)
 
-    def update(self, *, force: bool = False) -> None:
-        """Have package lists of the last hours, or fresh ones."""
+    def update(self, *, force: bool = False) -> bool:
+        """Have package lists of the last hours, or fresh ones; returns whether they are fresh."""
         with cache.locked(f"apt-{self.suite}", self._progress):
-            self._archive.update(force=force)
+            return self._archive.update(force=force)
 
     def show(self, package: str) -> dict[str, str]:
         """Return the fields of a package; see `Archive.show`."""
@@ -58,22 +59,14 @@ class Supply:
         return folder
 
 
-def _newest(supply: Supply, recipe: Recipe, *, refresh: bool) -> dict[str, str]:
-    """Return the kernel package's fields.
-
-    Raises:
-        Unsupported: The release has moved on to another line than the name promises.
-    """
-    supply.update(force=refresh)
-    fields = supply.show(recipe.package)
-    match = _VERSION_IN_PACKAGE.match(fields.get("Version", ""))
-    if match is None or match[1] != recipe.line:
-        raise Unsupported(
-            f"a kernel {recipe.line} of Debian {recipe.suite}",
-            f"{recipe.package} is at version {fields.get('Version', '?')} there",
-            "name another kernel ('pytest-dm vm list' shows them)",
-        )
-    return fields
+def obstacle() -> str:
+    """Return why no package can be fetched on this machine, "" if none is in sight; nothing is fetched to find out."""
+    try:
+        apt.find()
+        sources.find_mirror()
+    except DmError as error:
+        return str(error)
+    return ""
 
 
 def busybox(supply: Supply, into: Path) -> Path:
@@ -86,86 +79,82 @@ def busybox(supply: Supply, into: Path) -> Path:
     return target
 
 
-def build(
-    name: str, recipe: Recipe, work: Path, folder: Path, final: Path, *, refresh: bool, progress: Callable[[str], None]
-) -> tuple[GuestKernel, list[dict[str, object]]]:
-    """Prepare a kernel in `folder`, which will be renamed to `final`; returns it and what it was made from.
+def build(site: Site, recipe: Recipe, *, refresh: bool) -> tuple[GuestKernel, list[dict[str, object]]]:
+    """Prepare a kernel in the site's folder; returns it and what it was made from.
+
+    Where a package has left the archive since the package lists were fetched, it is tried once more with fresh ones.
 
     Raises:
         Unsupported: Something it needs is not there; the error says what would help.
     """
-    supply = Supply(recipe.suite, work, progress)
-    fields = _newest(supply, recipe, refresh=refresh)
+    supply = Supply(recipe.suite, site.work, site.progress)
+    fresh = supply.update(force=refresh)
+    try:
+        return _build(site, recipe, supply)
+    except apt.FetchFailed:
+        if fresh:
+            raise
+    supply = Supply(recipe.suite, site.work, site.progress)
+    supply.update(force=True)
+    return _build(Site.within(site.name, site.work.parent, site.final, site.progress), recipe, supply)
+
+
+def _build(site: Site, recipe: Recipe, supply: Supply) -> tuple[GuestKernel, list[dict[str, object]]]:
+    fields = supply.show(recipe.package)
+    match = _VERSION_IN_PACKAGE.match(fields.get("Version", ""))
+    if match is None or match[1] != recipe.line:
+        raise Unsupported(
+            f"a kernel {recipe.line} of Debian {recipe.suite}",
+            f"{recipe.package} is at version {fields.get('Version', '?')} there",
+            "name another kernel ('pytest-dm vm list' shows them)",
+        )
     make = _uml if recipe.machine == "uml" else _bare_metal
-    kernel = make(name, recipe, fields, supply, folder, final, progress)
+    kernel = make(site, recipe, fields, supply)
     return kernel, [package.record() for package in supply.used]
 
 
-def _uml(
-    name: str,
-    recipe: Recipe,
-    fields: dict[str, str],
-    supply: Supply,
-    folder: Path,
-    final: Path,
-    progress: Callable[[str], None],
-) -> GuestKernel:
+def _uml(site: Site, recipe: Recipe, fields: dict[str, str], supply: Supply) -> GuestKernel:
     tool = supply.unpack([f"{recipe.package}={fields['Version']}"], "uml")
-    image = folder / "linux.uml"
-    shutil.copyfile(next(tool.rglob("linux.uml")), image)
+    image = site.folder / "linux.uml"
+    shutil.copyfile(_find(tool, "linux.uml"), image)
     image.chmod(0o755)
     program = image.read_bytes()
     if prepare.glibc_needed(program) > prepare.glibc_of_host():
         libc = supply.unpack(["libc6"], "libc")
-        progress("making it run with a C library of its own ...")
-        prepare.patch_interpreter([image], libc, folder / "lib", final / "lib")
+        site.progress("making it run with a C library of its own ...")
+        prepare.patch_interpreter([image], libc, site.folder / "lib", site.final / "lib")
     release = vmlinux.release(program)
-    tree = Tree(next(path for path in tool.rglob(f"modules/{release}") if path.is_dir()))
-    return prepare.assemble(
-        folder,
-        name=name,
-        machine="uml",
-        release=release,
-        image=image,
-        tree=tree,
-        busybox=busybox(supply, folder),
-        progress=progress,
-    )
+    tree = Tree(_find(tool, f"modules/{release}"))
+    own = busybox(supply, site.folder)
+    return prepare.assemble(site, machine="uml", release=release, image=image, tree=tree, busybox=own)
 
 
-def _bare_metal(
-    name: str,
-    recipe: Recipe,
-    fields: dict[str, str],
-    supply: Supply,
-    folder: Path,
-    final: Path,
-    progress: Callable[[str], None],
-) -> GuestKernel:
-    del final
+def _bare_metal(site: Site, recipe: Recipe, fields: dict[str, str], supply: Supply) -> GuestKernel:
     package, version = _dependency(fields, "linux-image-")
     release = package.removeprefix("linux-image-")
     unpacked = supply.unpack([f"{package}={version}"], "image")
-    modules = next(path for path in unpacked.rglob(f"modules/{release}") if path.is_dir())
-    tree = Tree(modules)
+    tree = Tree(_find(unpacked, f"modules/{release}"))
     missing = [path for path in recipe.built if not tree.has(Path(path).name)]
     if missing:
-        built = outoftree.build(recipe, release, version, missing, supply, folder.parent, progress)
-        for path, module in built.items():
+        for path, module in outoftree.Builder(site, recipe, release, version, supply).build(missing).items():
             tree.add(module, f"kernel/{path}.ko")
-    progress("unpacking the kernel's image ...")
-    image = folder / "vmlinux"
-    image.write_bytes(vmlinux.extract((unpacked / "boot" / f"vmlinuz-{release}").read_bytes()))
-    return prepare.assemble(
-        folder,
-        name=name,
-        machine="qemu",
-        release=release,
-        image=image,
-        tree=tree,
-        busybox=busybox(supply, folder),
-        progress=progress,
-    )
+    site.progress("unpacking the kernel's image ...")
+    image = site.folder / "vmlinux"
+    image.write_bytes(vmlinux.extract(_find(unpacked, f"vmlinuz-{release}").read_bytes()))
+    own = busybox(supply, site.folder)
+    return prepare.assemble(site, machine="qemu", release=release, image=image, tree=tree, busybox=own)
+
+
+def _find(folder: Path, pattern: str) -> Path:
+    """Return the first path below a folder that ends so.
+
+    Raises:
+        Unsupported: The package is not laid out as it was when this was written.
+    """
+    found = next(folder.rglob(pattern), None)
+    if found is None:
+        raise Unsupported(f"{pattern} of a Debian package", "the package fetched does not have it")
+    return found
 
 
 def _dependency(fields: dict[str, str], prefix: str) -> tuple[str, str]:
@@ -178,5 +167,7 @@ def _dependency(fields: dict[str, str], prefix: str) -> tuple[str, str]:
     match = re.search(pattern, fields.get("Depends", ""))
     if match is None:
         package = fields.get("Package", "the package")
-        raise Unsupported(f"a package {prefix}*", f"{package} depends on {fields.get('Depends', 'nothing')!r}")
+        raise Unsupported(
+            f"a package {prefix}*", f"{package} depends on {fields.get('Depends', 'nothing')!r}"
+        )
     return match[1], match[2]

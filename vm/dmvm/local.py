@@ -13,9 +13,8 @@ from dmvm.kernels import BUSYBOX_SUITE, RECIPES
 from dmvm.modules import Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dmvm.kernels import GuestKernel
+    from dmvm.prepare import Site
 
 __all__ = ["build", "fingerprint", "locate"]
 
@@ -36,7 +35,9 @@ def locate(name: str, root: Path = Path("/")) -> tuple[Path, Path | None]:
     image = Path(path)
     if "/" not in path and not image.exists():
         known = ", ".join([*RECIPES, _HOST])
-        raise SpecError("kernel", name, f"one of {known}, or a path (with a slash) of a linux.uml, vmlinux or bzImage")
+        raise SpecError(
+            "kernel", name, f"one of {known}, or a path (with a slash) of a linux.uml, vmlinux or bzImage"
+        )
     if not image.is_file():
         raise SpecError("kernel", name, f"there is no file {path}")
     if folder and not Path(folder).is_dir():
@@ -50,7 +51,9 @@ def _running(root: Path) -> tuple[Path, Path]:
     images = (root / "boot" / f"vmlinuz-{release}", root / "lib" / "modules" / release / "vmlinuz")
     image = next((path for path in images if path.is_file()), None)
     if image is None or modules is None:
-        missing = " or ".join(str(path) for path in images) if image is None else f"{root}lib/modules/{release}"
+        missing = (
+            " or ".join(str(path) for path in images) if image is None else f"{root}lib/modules/{release}"
+        )
         raise Unsupported(
             "the kernel this machine runs, as a file with its modules",
             f"it runs {release}, and there is no {missing}",
@@ -84,34 +87,27 @@ def fingerprint(name: str) -> list[str]:
     return words
 
 
-def build(
-    name: str, work: Path, folder: Path, progress: Callable[[str], None]
-) -> tuple[GuestKernel, list[dict[str, object]]]:
-    """Prepare a kernel of this machine in `folder`; returns it and what it was made from.
+def build(site: Site) -> tuple[GuestKernel, list[dict[str, object]]]:
+    """Prepare a kernel of this machine in the site's folder; returns it and what it was made from.
 
     Raises:
         SpecError: The file is no kernel.
         Unsupported: Something it needs is not there; the error says what would help.
     """
-    source, modules = locate(name)
+    source, modules = locate(site.name)
     image = source.read_bytes()
     kind = vmlinux.kind(image)
     if not kind:
-        raise SpecError("kernel", name, "the file is no linux.uml, vmlinux or bzImage")
+        raise SpecError("kernel", site.name, "the file is no linux.uml, vmlinux or bzImage")
     release = vmlinux.release(image)
     machine = "uml" if kind == "uml" else "qemu"
-    target = folder / ("linux.uml" if kind == "uml" else "vmlinux")
+    target = site.folder / ("linux.uml" if kind == "uml" else "vmlinux")
     target.write_bytes(image if kind == "uml" else vmlinux.extract(image))
     target.chmod(0o755)
+    tree = Tree(_modules(source, modules, release))
+    busybox = _busybox(site)
     kernel = prepare.assemble(
-        folder,
-        name=name,
-        machine=machine,
-        release=release,
-        image=target,
-        tree=Tree(_modules(source, modules, release)),
-        busybox=_busybox(work, folder, progress),
-        progress=progress,
+        site, machine=machine, release=release, image=target, tree=tree, busybox=busybox
     )
     return kernel, [{"file": str(source), "modules": str(modules) if modules else ""}]
 
@@ -129,7 +125,9 @@ def _modules(image: Path, named: Path | None, release: str) -> Path | None:
     for path in candidates:
         if (path / "kernel").is_dir():
             return path
-    raise SpecError("kernel", f"{image}:{named}", f"the folder has neither kernel/ nor lib/modules/{release}/kernel/")
+    raise SpecError(
+        "kernel", f"{image}:{named}", f"the folder has neither kernel/ nor lib/modules/{release}/kernel/"
+    )
 
 
 def _is_static(program: Path) -> bool:
@@ -137,10 +135,10 @@ def _is_static(program: Path) -> bool:
     return data[:4] == b"\x7fELF" and b"/ld-linux" not in data and b"/ld-musl" not in data
 
 
-def _busybox(work: Path, folder: Path, progress: Callable[[str], None]) -> Path:
+def _busybox(site: Site) -> Path:
     """Take this machine's busybox if it is static, else fetch one."""
     own = tools.find("busybox")
-    target = folder / "busybox"
+    target = site.folder / "busybox"
     if own and _is_static(Path(own)):
         shutil.copyfile(own, target)
         target.chmod(0o755)
@@ -148,8 +146,10 @@ def _busybox(work: Path, folder: Path, progress: Callable[[str], None]) -> Path:
     from dmvm import debian  # noqa: PLC0415 - only where something is fetched
 
     try:
-        supply = debian.Supply(BUSYBOX_SUITE, work, progress)
+        supply = debian.Supply(BUSYBOX_SUITE, site.work, site.progress)
         supply.update()
-        return debian.busybox(supply, folder)
+        return debian.busybox(supply, site.folder)
     except Unsupported as error:
-        raise Unsupported("a static busybox", str(error), "install your distribution's static busybox") from error
+        raise Unsupported(
+            "a static busybox", str(error), "install your distribution's static busybox"
+        ) from error

@@ -44,8 +44,10 @@ def section(image: bytes, wanted: str) -> bytes:
     try:
         header = _ELF64.unpack_from(image)
         offset, size, count, names = header[6], header[11], header[12], header[13]
-        sections = [_SECTION64.unpack_from(image, offset + size * index) for index in range(count)]
-        table = sections[names]
+        sections: list[tuple[int, ...]] = [
+            _SECTION64.unpack_from(image, offset + size * index) for index in range(count)
+        ]
+        table: tuple[int, ...] = sections[names]
     except (struct.error, IndexError) as error:
         raise ParseError("ELF file", 0, None, "whole section headers") from error
     strings = image[table[4] : table[4] + table[5]]

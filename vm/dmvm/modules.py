@@ -13,14 +13,19 @@ from dmvm import modinfo
 from dmvm.deb import zstd_decompress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from dmvm.modinfo import ModuleInfo
 
 __all__ = ["Tree", "closure", "load_order", "read_module", "tables"]
 
-_UNPACK: Final = {".ko": bytes, ".ko.xz": lzma.decompress, ".ko.gz": gzip.decompress, ".ko.zst": zstd_decompress}
+_UNPACK: Final[dict[str, Callable[[bytes], bytes]]] = {
+    ".ko": bytes,
+    ".ko.xz": lzma.decompress,
+    ".ko.gz": gzip.decompress,
+    ".ko.zst": zstd_decompress,
+}
 
 
 def _suffix(path: Path) -> str:
@@ -71,7 +76,9 @@ def load_order(name: str, infos: Mapping[str, ModuleInfo], builtin: frozenset[st
     return closure([name], infos, builtin)
 
 
-def tables(paths: Mapping[str, str], infos: Mapping[str, ModuleInfo], builtin: frozenset[str]) -> dict[str, str]:
+def tables(
+    paths: Mapping[str, str], infos: Mapping[str, ModuleInfo], builtin: frozenset[str]
+) -> dict[str, str]:
     """Return the text of modprobe's tables: modules.dep and modules.alias.
 
     What a module wants loaded before it (softdep) is listed as a dependency, since busybox knows no other.

@@ -15,15 +15,22 @@ from dmcore.errors import Unsupported
 from dmvm import modinfo, prepare, tools
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from dmvm.debian import Supply
     from dmvm.kernels import Recipe
+    from dmvm.prepare import Site
 
-__all__ = ["build"]
+__all__ = ["Builder"]
 
 _SECONDS: Final = 300.0
-_TOOLS: Final = ("scripts/basic/*", "scripts/mod/*", "scripts/genksyms/*", "scripts/recordmcount", "tools/objtool/*")
+_TOOLS: Final = (
+    "scripts/basic/*",
+    "scripts/mod/*",
+    "scripts/genksyms/*",
+    "scripts/recordmcount",
+    "tools/objtool/*",
+)
 _LIBRARIES: Final = ("libc6", "libelf1t64", "zlib1g", "libzstd1")
 _FLAGS: Final = {"CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT": "-fmin-function-alignment=16"}
 """Options of the kernel's configuration that stand for a flag older compilers lack, and that its makefiles do without."""
@@ -31,51 +38,80 @@ _FLAGS: Final = {"CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT": "-fmin-function-alignme
 _COMPILER: Final = "apt-get install --no-install-recommends gcc make libc6-dev libelf1"
 
 
-def build(
-    recipe: Recipe,
-    release: str,
-    version: str,
-    paths: Sequence[str],
-    supply: Supply,
-    work: Path,
-    progress: Callable[[str], None],
-) -> dict[str, Path]:
-    """Build modules for a kernel package; returns the .ko file of each path.
+class Builder:
+    """Builds modules for one kernel package."""
 
-    Args:
-        recipe: The kernel, with its headers and source packages.
-        release: Its release, as `uname -r` says.
-        version: Version of its packages.
-        paths: What to build: paths below the kernel's source tree without suffix, each one C file.
-        supply: Where packages come from.
-        work: Folder for all of it.
-        progress: Told what goes on.
+    def __init__(self, site: Site, recipe: Recipe, release: str, version: str, supply: Supply) -> None:
+        """Take note of the kernel.
 
-    Raises:
-        Unsupported: gcc or make is missing, a package is, or the compiler refuses the source.
-    """
-    names = ", ".join(Path(path).name for path in paths)
-    need = f"to build {names} for Linux {release}"
-    absent = [program for program in ("gcc", "make") if tools.find(program) is None]
-    if absent:
-        raise Unsupported(need, f"there is no {' and no '.join(absent)} on PATH", _COMPILER)
-    root, headers = _headers(recipe, release, version, supply)
-    for folder in (root / "usr" / "src").iterdir():
-        if folder.is_dir() and not folder.is_symlink():
-            _relocate(folder, root)
-    _make_tools_run(root, supply, work, progress)
-    sources = supply.unpack([f"{recipe.source}={version}"], "source")
-    progress(f"building {names} for {release} (the kernel of Debian {recipe.suite} leaves it out) ...")
-    folder = work / "build"
-    folder.mkdir()
-    _take(next(sources.rglob("linux-source-*.tar.xz")), [f"{path}.c" for path in paths], folder)
-    objects = " ".join(f"{Path(path).name}.o" for path in paths)
-    (folder / "Makefile").write_text(f"obj-m := {objects}\n", encoding="utf-8")
-    without = [f"{option}=" for option, flag in _FLAGS.items() if not _compiler_knows(flag)]
-    without.append("CONFIG_DEBUG_INFO_BTF_MODULES=")  # type information for tracers, which needs pahole
-    words = ["make", "-C", headers, f"M={folder}", "CC=gcc", "CROSS_COMPILE=", *without, "modules"]
-    tools.run(words, need=need, seconds=_SECONDS, hint=_COMPILER)
-    return {path: _checked(folder / f"{Path(path).name}.ko", release) for path in paths}
+        Args:
+            site: Where it is being made.
+            recipe: The kernel, with the name of its source package.
+            release: Its release, as `uname -r` says.
+            version: Version of its packages.
+            supply: Where packages come from.
+        """
+        self._site = site
+        self._recipe = recipe
+        self._release = release
+        self._version = version
+        self._supply = supply
+
+    def build(self, paths: Sequence[str]) -> dict[str, Path]:
+        """Build modules, each one C file, given as paths below the source tree without suffix; returns the .ko files.
+
+        Raises:
+            Unsupported: gcc or make is missing, a package is, or the compiler refuses the source.
+        """
+        names = ", ".join(Path(path).name for path in paths)
+        need = f"to build {names} for Linux {self._release}"
+        absent = [program for program in ("gcc", "make") if tools.find(program) is None]
+        if absent:
+            raise Unsupported(need, f"there is no {' and no '.join(absent)} on PATH", _COMPILER)
+        headers = self._headers()
+        source = self._supply.unpack([f"{self._recipe.source}={self._version}"], "source")
+        left_out = f"the kernel of Debian {self._recipe.suite} leaves it out"
+        self._site.progress(f"building {names} for {self._release} ({left_out}) ...")
+        folder = self._site.work / "build"
+        folder.mkdir()
+        _take(next(source.rglob("linux-source-*.tar.xz")), [f"{path}.c" for path in paths], folder)
+        objects = " ".join(f"{Path(path).name}.o" for path in paths)
+        (folder / "Makefile").write_text(f"obj-m := {objects}\n", encoding="utf-8")
+        without = [f"{option}=" for option, flag in _FLAGS.items() if not _compiler_knows(flag)]
+        without.append("CONFIG_DEBUG_INFO_BTF_MODULES=")  # type information for tracers, which needs pahole
+        words = ["make", "-C", str(headers), f"M={folder}", "CC=gcc", "CROSS_COMPILE=", *without, "modules"]
+        tools.run(words, need=need, seconds=_SECONDS, hint=_COMPILER)
+        return {path: _checked(folder / f"{Path(path).name}.ko", self._release) for path in paths}
+
+    def _headers(self) -> Path:
+        """Fetch the kernel's headers and build tools; returns the folder to build in."""
+        package = f"linux-headers-{self._release}"
+        depends = self._supply.show(package).get("Depends", "")
+        wanted = [f"{package}={self._version}"]
+        for pattern in (r"linux-headers-[^\s,]+-common", r"linux-kbuild-[^\s,]+"):
+            match = re.search(rf"(?:^|,\s*)({pattern})", depends)
+            if match is None:
+                raise Unsupported(f"a package {pattern}", f"{package} depends on {depends!r}")
+            wanted.append(f"{match[1]}={self._version}")
+        root = self._supply.unpack(wanted, "headers")
+        for folder in (root / "usr" / "src").iterdir():
+            if folder.is_dir() and not folder.is_symlink():
+                _relocate(folder, root)
+        self._make_tools_run(root)
+        return root / "usr" / "src" / package
+
+    def _make_tools_run(self, root: Path) -> None:
+        """Give the build tools a newer release's C library if this machine's is too old for them."""
+        kbuild = next(path for path in (root / "usr" / "lib").glob("linux-kbuild-*") if path.is_dir())
+        found = [path for pattern in _TOOLS for path in kbuild.glob(pattern)]
+        files = [path for path in found if path.is_file() and not path.is_symlink()]
+        programs = [path for path in files if path.read_bytes()[:4] == b"\x7fELF"]
+        needed = max((prepare.glibc_needed(path.read_bytes()) for path in programs), default=(0, 0))
+        if needed > prepare.glibc_of_host():
+            self._site.progress("giving the kernel's build tools a C library of their own ...")
+            libc = self._supply.unpack(_LIBRARIES, "tools-libc")
+            folder = self._site.work / "tools-lib"
+            prepare.patch_interpreter(programs, libc, folder, folder)
 
 
 def _compiler_knows(flag: str) -> bool:
@@ -86,38 +122,14 @@ def _compiler_knows(flag: str) -> bool:
     return True
 
 
-def _headers(recipe: Recipe, release: str, version: str, supply: Supply) -> tuple[Path, Path]:
-    """Fetch the kernel's headers and build tools; returns where they are unpacked, and the folder to build in."""
-    package = f"linux-headers-{release}"
-    depends = supply.show(package).get("Depends", "")
-    wanted = [f"{package}={version}"]
-    for pattern in (r"linux-headers-\S+-common", r"linux-kbuild-\S+"):
-        match = re.search(rf"(?:^|,\s*)({pattern})", depends)
-        if match is None:
-            raise Unsupported(f"a package {pattern}", f"{package} depends on {depends!r}")
-        wanted.append(f"{match[1].rstrip(',')}={version}")
-    root = supply.unpack(wanted, "headers")
-    return root, root / "usr" / "src" / package
-
-
 def _relocate(folder: Path, root: Path) -> None:
     """Let the makefiles of a headers folder find the rest where it is unpacked."""
     makefile = folder / "Makefile"
     if makefile.is_file():
         text = makefile.read_text(encoding="utf-8")
-        makefile.write_text(re.sub(r"(?m)^include /usr/src/", f"include {root}/usr/src/", text), encoding="utf-8")
-
-
-def _make_tools_run(root: Path, supply: Supply, work: Path, progress: Callable[[str], None]) -> None:
-    """Give the build tools a newer release's C library if this machine's is too old for them."""
-    kbuild = next(path for path in (root / "usr" / "lib").glob("linux-kbuild-*") if path.is_dir())
-    found = [path for pattern in _TOOLS for path in kbuild.glob(pattern) if path.is_file() and not path.is_symlink()]
-    programs = [path for path in found if path.read_bytes()[:4] == b"\x7fELF"]
-    needed = max((prepare.glibc_needed(path.read_bytes()) for path in programs), default=(0, 0))
-    if needed > prepare.glibc_of_host():
-        progress("giving the kernel's build tools a C library of their own ...")
-        libc = supply.unpack(_LIBRARIES, "tools-libc")
-        prepare.patch_interpreter(programs, libc, work / "tools-lib", work / "tools-lib")
+        makefile.write_text(
+            re.sub(r"(?m)^include /usr/src/", f"include {root}/usr/src/", text), encoding="utf-8"
+        )
 
 
 def _take(archive: Path, wanted: Sequence[str], into: Path) -> None:

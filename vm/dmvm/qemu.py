@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 
     from dmvm.kernels import GuestKernel
 
-__all__ = ["EXCHANGE_TAG", "PORT", "KvmVerdict", "accelerator", "binary", "boot_sector", "command", "kvm", "kvm_works"]
+__all__ = [
+    "EXCHANGE_TAG",
+    "PORT",
+    "KvmVerdict",
+    "accelerator",
+    "binary",
+    "boot_sector",
+    "command",
+    "kvm",
+    "kvm_works",
+]
 
 EXCHANGE_TAG: Final = "exchange"
 """9p tag of the folder that the guest may write."""
@@ -71,7 +81,9 @@ def binary() -> Path:
         return Path(wanted)
     found = tools.find(_PROGRAM)
     if found is None:
-        raise Unsupported(_PROGRAM, "there is none on PATH", "apt-get install --no-install-recommends qemu-system-x86")
+        raise Unsupported(
+            _PROGRAM, "there is none on PATH", "apt-get install --no-install-recommends qemu-system-x86"
+        )
     return Path(found)
 
 
@@ -135,10 +147,14 @@ def _kernel_command_line(init: Sequence[str]) -> str:
         raise SpecError("init", list(init), f"an absolute path and at most {_INIT_WORDS_MAX - 1} arguments")
     for word in init:
         if not word or any(c.isspace() or c in "\"'" for c in word):
-            raise SpecError("init", word, "a word of a kernel command line: no white space, no quotes, not empty")
+            raise SpecError(
+                "init", word, "a word of a kernel command line: no white space, no quotes, not empty"
+            )
     line = " ".join([*_KERNEL_WORDS, "--", *init])
     if len(line.encode()) > _COMMAND_LINE_MAX:
-        raise SpecError("init", list(init), f"too long for a kernel command line of {_COMMAND_LINE_MAX} bytes")
+        raise SpecError(
+            "init", list(init), f"too long for a kernel command line of {_COMMAND_LINE_MAX} bytes"
+        )
     return line
 
 
@@ -187,14 +203,14 @@ def kvm(device: Path = Path("/dev/kvm")) -> KvmVerdict:
     """Return whether KVM is worth using, and why not; see `kvm_works`."""
     try:
         if not stat.S_ISCHR(device.stat().st_mode):
-            return KvmVerdict(False, f"{device} is no device", 0.0)
+            return KvmVerdict(works=False, reason=f"{device} is no device", seconds=0.0)
         os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
         program = binary()
     except OSError as error:
         hint = ": add this user to the group kvm" if error.errno in {errno.EACCES, errno.EPERM} else ""
-        return KvmVerdict(False, f"{device}: {error.strerror}{hint}", 0.0)
+        return KvmVerdict(works=False, reason=f"{device}: {error.strerror}{hint}", seconds=0.0)
     except Unsupported as error:
-        return KvmVerdict(False, str(error), 0.0)
+        return KvmVerdict(works=False, reason=str(error), seconds=0.0)
     key = [_boot_id(), str(program), os.getuid(), program.stat().st_mtime_ns]
     path = cache.make_folder(cache.cache_dir()) / "kvm.json"
     remembered = _remembered(path, key)
@@ -210,11 +226,11 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
-def _remembered(path: Path, key: list[object]) -> KvmVerdict | None:
+def _remembered(path: Path, key: Sequence[object]) -> KvmVerdict | None:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         works, reason, seconds = fields["verdict"]
-        if fields["key"] != key:
+        if fields["key"] != list(key):
             return None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
@@ -228,7 +244,17 @@ def _probe(program: Path, accel: str = "kvm", seconds: float = _KVM_SECONDS) -> 
         disk.write_bytes(boot_sector())
         argv = [
             str(program),
-            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none", "-vga", "none"),
+            *(
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+                "-nic",
+                "none",
+                "-vga",
+                "none",
+            ),
             *("-machine", f"pc,accel={accel}", "-cpu", _CPU[accel], "-m", "16M"),
             *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
             *("-drive", f"file={disk},format=raw,if=ide,readonly=off"),
@@ -236,12 +262,15 @@ def _probe(program: Path, accel: str = "kvm", seconds: float = _KVM_SECONDS) -> 
         ]
         began = time.monotonic()
         try:
-            done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False)
+            done = subprocess.run(
+                argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
+            )
         except subprocess.TimeoutExpired:
-            return KvmVerdict(False, f"a tiny guest did not answer within {seconds:g} s", time.monotonic() - began)
+            reason = f"a tiny guest did not answer within {seconds:g} s"
+            return KvmVerdict(works=False, reason=reason, seconds=time.monotonic() - began)
         gone = time.monotonic() - began
         if done.returncode == _EXIT_STATUS and b"K" in done.stdout:
-            return KvmVerdict(True, f"a tiny guest answered after {gone:.2f} s", gone)
+            return KvmVerdict(works=True, reason=f"a tiny guest answered after {gone:.2f} s", seconds=gone)
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
         how = said[-1] if said else f"QEMU ended with status {done.returncode}"
-        return KvmVerdict(False, f"a tiny guest did not run: {how}", gone)
+        return KvmVerdict(works=False, reason=f"a tiny guest did not run: {how}", seconds=gone)

@@ -20,10 +20,15 @@ MIRROR_VARIABLE: Final = "PYTEST_DM_DEBIAN_MIRROR"
 
 _KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _RELEASES: Final = frozenset(
-    "buster bullseye bookworm trixie forky duke sid unstable testing stable oldstable oldoldstable".split()
+    (
+        *("buster", "bullseye", "bookworm", "trixie", "forky", "duke", "sid", "unstable", "testing"),
+        *("stable", "oldstable", "oldoldstable"),
+    )
 )
 _ROLLING: Final = frozenset(("sid", "unstable"))
-_ONE_LINE: Final = re.compile(r"^deb\s+(?:\[(?P<options>[^]]*)\]\s*)?(?P<uri>\S+)\s+(?P<suite>\S+)\s*(?P<components>.*)$")
+_ONE_LINE: Final = re.compile(
+    r"^deb\s+(?:\[(?P<options>[^]]*)\]\s*)?(?P<uri>\S+)\s+(?P<suite>\S+)\s*(?P<components>.*)$"
+)
 _SCHEMES: Final = ("http:", "https:", "file:", "mirror:", "mirror+", "copy:", "ftp:", "tor+")
 
 
@@ -50,8 +55,9 @@ def parse_list(text: str) -> list[Entry]:
     for raw in text.splitlines():
         match = _ONE_LINE.match(raw.partition("#")[0].strip())
         if match:
-            options = dict(word.partition("=")[::2] for word in (match["options"] or "").split())
-            signed_by = options.get("signed-by", "")
+            words = str(match["options"] or "").split()
+            signed = [word.removeprefix("signed-by=") for word in words if word.startswith("signed-by=/")]
+            signed_by = signed[0] if signed else ""
             entries.append(Entry(match["uri"], match["suite"], tuple(match["components"].split()), signed_by))
     return entries
 
@@ -61,7 +67,11 @@ def parse_deb822(text: str) -> list[Entry]:
     entries: list[Entry] = []
     for stanza in re.split(r"\n[ \t]*\n", _without_comments(text)):
         fields = _fields(stanza)
-        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").lower() in {"no", "false", "0"}:
+        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").lower() in {
+            "no",
+            "false",
+            "0",
+        }:
             continue
         signed_by = fields.get("signed-by", "")
         keyring = signed_by if signed_by.startswith("/") and "\n" not in signed_by else ""
@@ -131,7 +141,9 @@ class Mirror:
 
 
 def _is_debian(entry: Entry) -> bool:
-    return re.sub(r"(-(updates|security|backports|proposed-updates))?(/updates)?$", "", entry.suite) in _RELEASES
+    return (
+        re.sub(r"(-(updates|security|backports|proposed-updates))?(/updates)?$", "", entry.suite) in _RELEASES
+    )
 
 
 def _rank(entry: Entry, updated: frozenset[str]) -> int:
@@ -162,7 +174,11 @@ def find_mirror(
     keys = str(keyring) if keyring.is_file() else (best.signed_by if best else "")
     if wanted:
         if len(wanted) > 2 or not all(address.startswith(_SCHEMES) for address in wanted):
-            raise SpecError(MIRROR_VARIABLE, " ".join(wanted), "give the address of a Debian archive, such as http://HOST/debian")
+            raise SpecError(
+                MIRROR_VARIABLE,
+                " ".join(wanted),
+                "give the address of a Debian archive, such as http://HOST/debian",
+            )
         return Mirror(wanted[0], wanted[1] if len(wanted) == 2 else "", keys)
     if best is None:
         raise Unsupported(

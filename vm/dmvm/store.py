@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dmcore.errors import DmError, SpecError, Unsupported
+from dmcore.errors import DmError, Unsupported
 from dmvm import cache
 from dmvm.cache import cache_dir
 from dmvm.kernels import RECIPES, GuestKernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 __all__ = ["Row", "build", "cache_dir", "describe", "ensure", "installed"]
 
@@ -89,42 +89,48 @@ def ensure(name: str, *, progress: Callable[[str], None] = _quiet, refresh: bool
     if ready is not None:
         return ready
     key = _key(name)
-    with cache.locked(key, progress), cache.workspace(key) as work:
+    with cache.locked(key, progress), cache.workspace(key) as workspace:
         ready = None if refresh else installed(name)
-        return ready or _make(name, key, work, progress, refresh=refresh)
+        return ready or _make(name, key, workspace, progress, refresh=refresh)
 
 
 build = ensure
 
 
-def _make(name: str, key: str, work: Path, progress: Callable[[str], None], *, refresh: bool) -> GuestKernel:
+def _make(
+    name: str, key: str, workspace: Path, progress: Callable[[str], None], *, refresh: bool
+) -> GuestKernel:
+    from dmvm.prepare import Site  # noqa: PLC0415 - not on the way to a kernel that is ready
+
     if os.uname().machine != "x86_64":
         raise Unsupported("an x86-64 machine for guests", f"this is {os.uname().machine}")
-    folder = work / "kernel"
-    folder.mkdir()
     final = cache.final_folder(key)
+    site = Site.within(name, workspace, final, progress)
     if name in RECIPES:
-        from dmvm import debian  # noqa: PLC0415 - only where something is fetched
+        from dmvm import debian  # noqa: PLC0415 - as above
 
-        kernel, made_from = debian.build(
-            name, RECIPES[name], work, folder, final, refresh=refresh, progress=progress
-        )
+        kernel, made_from = debian.build(site, RECIPES[name], refresh=refresh)
     else:
         from dmvm import local  # noqa: PLC0415 - as above
 
-        kernel, made_from = local.build(name, work, folder, progress)
-    cache.publish(key, folder, final, {"kernel": kernel.to_json(folder), "made_from": made_from})
+        kernel, made_from = local.build(site)
+    fields = kernel.to_json(site.folder)
+    cache.publish(key, site.folder, final, {"kernel": fields, "made_from": made_from})
     progress(f"{name} is ready: Linux {kernel.release}")
-    return GuestKernel.from_json(kernel.to_json(folder), final)
+    return GuestKernel.from_json(fields, final)
 
 
 def describe() -> list[Row]:
     """Return a row for each kernel known by name, and for this machine's own."""
+    from dmvm import debian  # noqa: PLC0415 - not on the way to a kernel that is ready
+
     rows: list[Row] = []
+    obstacle = debian.obstacle()
+    absent = f"unsupported: {obstacle}" if obstacle else "not fetched"
     for name, recipe in RECIPES.items():
         kernel = installed(name)
         if kernel is None:
-            rows.append(Row(name, recipe.machine, "not fetched", "", 0))
+            rows.append(Row(name, recipe.machine, absent, "", 0))
         else:
             rows.append(Row(name, kernel.machine, "ready", kernel.release, _size(kernel)))
     try:

@@ -90,7 +90,9 @@ def run(
     raise Unsupported(need, "\n    ".join([f"{Path(words[0]).name} {how}:", *lines]), hint)
 
 
-def _wait(process: subprocess.Popen[bytes], seconds: float, tick: Callable[[float], None] | None) -> int | None:
+def _wait(
+    process: subprocess.Popen[bytes], seconds: float, tick: Callable[[float], None] | None
+) -> int | None:
     """Return its exit status, None if it was killed for taking too long."""
     began = time.monotonic()
     try:

@@ -11,7 +11,7 @@ import lzma
 import re
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from dmcore.errors import SpecError, Unsupported
 from dmvm import tools
@@ -108,7 +108,9 @@ def _bzip2(payload: bytes) -> bytes:
 
 
 def _zstd(payload: bytes) -> bytes:
-    return zstd_decompress(payload[:-4])  # the kernel's build appends the unpacked size (scripts/Makefile.lib, size_append)
+    return zstd_decompress(
+        payload[:-4]
+    )  # the kernel's build appends the unpacked size (scripts/Makefile.lib, size_append)
 
 
 def _by_tool(program: str, package: str) -> Callable[[bytes], bytes]:
@@ -134,7 +136,7 @@ def _none(payload: bytes) -> bytes:
     return payload
 
 
-_FORMATS: Final[dict[bytes, Any]] = {
+_FORMATS: Final[dict[bytes, Callable[[bytes], bytes]]] = {
     b"\xfd7zXZ\0": _xz,
     b"\x28\xb5\x2f\xfd": _zstd,
     b"\x1f\x8b": _gzip,
