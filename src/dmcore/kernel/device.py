@@ -79,7 +79,7 @@ def _node(name: str, dev: DevT) -> Path:
 
 
 def _text(lines: Sequence[TableLine]) -> str:
-    return "\n".join(map(str, lines))
+    return "\n".join(str(line).rstrip() for line in lines)
 
 
 class Device:
@@ -199,7 +199,7 @@ class Device:
         return Table.from_lines(self.control.table(self.selector, inactive=inactive))
 
     def table_text(self, *, inactive: bool = False) -> str:
-        """Return the table's lines as text; "" without a table."""
+        """Return the table's lines as text, without blanks at their ends; "" without a table."""
         return _text(self.control.table(self.selector, inactive=inactive))
 
     def status(self, *, noflush: bool = False) -> list[Status]:

@@ -74,7 +74,9 @@ def _loops(dev: DevT) -> Iterator[str]:
 def _processes(dev: DevT) -> Iterator[str]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if any(_is_dev(entry.path, dev) for entry in os.scandir(process / "fd")):
+            with os.scandir(process / "fd") as entries:
+                holds = any(_is_dev(entry.path, dev) for entry in entries)
+            if holds:
                 yield f"process {process.name} ({_text(process / 'comm')})"
         except (PermissionError, FileNotFoundError, ProcessLookupError):
             continue
