@@ -138,8 +138,14 @@ class Tokens:
         return value
 
     def wrapping(self, expected: str, *, bits: int = 64) -> int:
-        """Take a number as `sscanf("%u"/"%llu")` does: decimal digits, blanks before them; a value too large wraps."""
-        return self._number(self.word(expected).lstrip(" \t\n\v\f\r"), expected) % (1 << bits)
+        """Take a number as `sscanf("%u"/"%llu")` does: decimal digits, blanks before them; it wraps at 2^`bits`.
+
+        A number that does not fit 64 bits is an error: old kernels wrap it, new ones take 2^64-1 for it.
+        """
+        value = self._number(self.word(expected).lstrip(" \t\n\v\f\r"), expected)
+        if value > U64_MAX:
+            raise self.error(f"{expected} (kernels differ on numbers of more than 64 bits)", back=1)
+        return value % (1 << bits)
 
     def strict(self, expected: str, *, bits: int = 32) -> int:
         """Take a number as `kstrtouint`/`kstrtoull` base 10 do: a `+` before and a newline behind it are allowed.

@@ -80,7 +80,7 @@ class Leg:
 
     @classmethod
     def decode(cls, tokens: Tokens, lookup: Lookup) -> Leg:
-        """Take two words, device and offset; the offset wraps at 2^64 as the kernel's `sscanf` does."""
+        """Take two words, device and offset; an offset of more than 64 bits is refused."""
         return cls(lookup(tokens.word("a device")), tokens.wrapping("the first sector on the device"))
 
 

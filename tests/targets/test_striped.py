@@ -19,7 +19,7 @@ TWO = targets.Striped(chunk=8, legs=(Leg(A), Leg(B, 16)))
     ("words", "value"),
     [
         ("2 8 7:0 0 7:1 16", TWO),
-        ("+2 +8 7:0 0 7:1 18446744073709551632", TWO),
+        ("+2 +8 7:0 0 7:1 0016", TWO),
         ("1 3 7:0 7", targets.Striped(chunk=3, legs=(Leg(A, 7),))),
     ],
 )

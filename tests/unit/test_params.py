@@ -35,7 +35,8 @@ def test_what_cannot_be_a_word(word):
 
 
 def test_numbers_that_wrap_and_numbers_that_do_not():
-    tokens = Tokens(f"{2**64 + 5} {2**32 + 7} +12 4294967295")
+    tokens = Tokens(f"{2**64 - 1} \\ 5 {2**32 + 7} +12 4294967295")
+    assert tokens.wrapping("offset") == 2**64 - 1
     assert tokens.wrapping("offset") == 5
     assert tokens.wrapping("delay", bits=32) == 7
     assert tokens.strict("chunk") == 12
