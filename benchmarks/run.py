@@ -30,7 +30,8 @@ def cycles(kernel: str, folder: Path, count: int) -> dict[str, object]:
     """Run the cycles in a guest of `kernel`."""
     inner = [sys.executable, str(HERE / "guest_cycles.py"), str(folder / "floor"), str(count)]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest_dm.cli", "vm", "run", "--kernel", kernel, "--", *inner],
+        [Path(sys.executable).with_name("pytest-dm"), "vm", "run", "--kernel", kernel, "--", *inner],
+        stdin=subprocess.DEVNULL,
         check=True, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     return json.loads(done.stdout.strip().splitlines()[-1])

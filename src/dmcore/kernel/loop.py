@@ -11,6 +11,7 @@ import os
 import stat
 import struct
 import time
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,22 +36,25 @@ def _failed(error: OSError, command: str, device: object, detail: str = "") -> I
     return IoctlError(error.errno or errno.EIO, command, str(device), detail)
 
 
-def _free_index() -> int:
-    """Return the lowest unbound index; nothing is reserved, another process may take it first."""
+@cache
+def _control() -> int:
+    """Return a descriptor of the control node; one per process, for good: it reserves nothing."""
     try:
-        control = os.open(LOOP_CONTROL, os.O_RDWR | os.O_CLOEXEC)
+        return os.open(LOOP_CONTROL, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         raise Unsupported("loop devices", f"no {LOOP_CONTROL}", "modprobe loop") from None
     except PermissionError:
         raise Unsupported(
             "loop devices", f"no permission to open {LOOP_CONTROL}", "run as root or use --dm-vm"
         ) from None
+
+
+def _free_index() -> int:
+    """Return the lowest unbound index; nothing is reserved, another process may take it first."""
     try:
-        return fcntl.ioctl(control, LoopControlCommand.CTL_GET_FREE)
+        return fcntl.ioctl(_control(), LoopControlCommand.CTL_GET_FREE)
     except OSError as error:
         raise _failed(error, "LOOP_CTL_GET_FREE", LOOP_CONTROL) from error
-    finally:
-        os.close(control)
 
 
 def _open_node(index: int, flags: int) -> tuple[Path, int]:
@@ -60,9 +64,11 @@ def _open_node(index: int, flags: int) -> tuple[Path, int]:
         OSError: As open(2); ENXIO while an earlier user of the index is still being torn down.
     """
     path = Path(f"/dev/loop{index}")
-    if not path.exists():
+    try:
+        return path, os.open(path, flags | os.O_CLOEXEC)
+    except FileNotFoundError:
         os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(_LOOP_MAJOR, index))
-    return path, os.open(path, flags | os.O_CLOEXEC)
+        return path, os.open(path, flags | os.O_CLOEXEC)
 
 
 class LoopDevice:
@@ -300,6 +306,6 @@ def _check_backing(file: int, backing: Path, offset: int) -> None:
     status = os.fstat(file)
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
         raise SpecError("path", str(backing), "a loop device needs a regular file or a block device")
-    size = os.lseek(file, 0, os.SEEK_END)
+    size = status.st_size if stat.S_ISREG(status.st_mode) else os.lseek(file, 0, os.SEEK_END)
     if size - offset < 512:
         raise SpecError("path", str(backing), f"{size} bytes from offset {offset} on hold no 512-byte sector")
