@@ -210,7 +210,7 @@ class Session:
         except ConnectionResetError:
             data = b""
         if not data:
-            self._lose(f"the machine {self._guest.ended(5) or 'closed its line'}")
+            self._conclude()
             return
         self._heard = time.monotonic()
         try:
@@ -248,24 +248,35 @@ class Session:
                 self._backlog[kind].clear()
 
     def _watch(self) -> None:
+        if self._watch_sights():
+            self._receive()
+            self._conclude()
+
+    def _watch_sights(self) -> bool:
+        """Act on what the console showed; returns whether it ended."""
+        ended = False
         for event in self._guest.console.poll():
             if event.kind in {"panic", "oops"}:
                 self._guest.console.settle(1.0)
                 self._lose(event.text)
-            elif event.kind == "end":
-                self._receive()
-                self._lose(f"the machine {self._guest.ended(5) or 'closed its console'}")
             elif event.kind in {"hung", "killed"}:
                 self._guest.notes.append(event.text)
                 if event.kind == "hung" and self.marks.remaining(0.0) == float("inf"):
                     self._lose(event.text)
+            ended = ended or event.kind == "end"
+        return ended
 
     def _watch_end(self) -> None:
-        """The machine is gone; the console may know why, and the line may still hold how the job ended."""
-        self._guest.console.settle(0.5)
+        """The machine is gone; the line may still hold how the job ended."""
         self._receive()
-        self._watch()
-        self._lose(f"the machine {self._guest.ended(5)}")
+        self._conclude()
+
+    def _conclude(self) -> None:
+        """The machine is gone, or as good as: what its console says last is why, else how its process ended."""
+        if self._outcome is None:
+            self._guest.console.settle(1.0)
+            self._watch_sights()
+            self._lose(f"the machine {self._guest.ended(5) or 'closed its line or console'}")
 
     def _pass_signals(self) -> None:
         for number in os.read(self._signals, 64):
