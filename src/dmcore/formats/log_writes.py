@@ -9,6 +9,7 @@ data, which a discard has none of. A log sector is the logical block size of the
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class Entry:
 
 
 class Readable(Protocol):
-    """Where a log can be read from; `dmcore.kernel.block.BlockFile` is one. All reads are of whole log sectors."""
+    """Where a log can be read from; `dmcore.kernel.block.BlockFile` is one."""
 
     @property
     def size(self) -> int:
@@ -113,15 +114,16 @@ class _Buffer:
 class _File:
     """A log in a file or on a block device. The kernel writes logs past the page cache, which is dropped first."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self.size = os.lseek(fd, 0, os.SEEK_END)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self.size = file.seek(0, os.SEEK_END)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def read(self, offset: int, length: int, /) -> bytes:
-        data = os.pread(self._fd, length, offset)
+        fd = self._file.fileno()
+        data = os.pread(fd, length, offset)
         while len(data) < length:
-            more = os.pread(self._fd, length - len(data), offset + len(data))
+            more = os.pread(fd, length - len(data), offset + len(data))
             if not more:
                 break
             data += more
@@ -135,7 +137,8 @@ class LogReader:
     log. Iterating gives the entries in the order they became durable, in constant time and memory each.
 
     Args:
-        source: A path, an open descriptor (stays open), the bytes themselves, or anything `Readable`.
+        source: A path, an open descriptor (stays open), the bytes themselves, or anything `Readable`, which
+            is asked for whole log sectors, but first for the 4096 bytes at its start.
         nr_entries: How many entries there are, if better known than from the super block: `LogWritesStatus.entries`.
 
     Attributes:
@@ -155,24 +158,18 @@ class LogReader:
         *,
         nr_entries: int | None = None,
     ) -> None:
-        self._own_fd: int | None = None
+        self._file: io.FileIO | None = None
         if nr_entries is not None and nr_entries < 0:
             raise SpecError("nr_entries", nr_entries, "must not be negative")
         if isinstance(source, bytes | bytearray | memoryview):
             self._source: Readable = _Buffer(source)
-        elif isinstance(source, int):
-            self._source = _File(source)
-        elif isinstance(source, str | os.PathLike):
-            self._own_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                self._source = _File(self._own_fd)
-            except BaseException:
-                self.close()
-                raise
+        elif isinstance(source, int | str | os.PathLike):
+            self._file = io.FileIO(source, closefd=not isinstance(source, int))
+            self._source = _File(self._file)
         else:
             self._source = source
-        self._size = self._source.size
         try:
+            self._size = self._source.size
             self.super_block = self._read_super_block()
         except BaseException:
             self.close()
@@ -181,10 +178,9 @@ class LogReader:
         self.nr_entries = self.super_block.nr_entries if nr_entries is None else nr_entries
 
     def close(self) -> None:
-        """Close the file that a path was opened as."""
-        if self._own_fd is not None:
-            fd, self._own_fd = self._own_fd, None
-            os.close(fd)
+        """Close the file that a path was opened as; reading on raises ValueError."""
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -258,7 +254,9 @@ class LogReader:
         return data
 
     def _read_super_block(self) -> SuperBlock:
-        magic, version, nr_entries, sector_size = _SUPER.unpack_from(self._read(0, 512))
+        magic, version, nr_entries, sector_size = _SUPER.unpack_from(
+            self._read(0, max(512, min(4096, self._size)))
+        )
         if magic != MAGIC:
             what = f"not a log of log-writes: the magic number is {magic:#x}, not {MAGIC:#x}"
             raise FormatError(what, 0)
