@@ -47,7 +47,7 @@ def section(image: bytes, wanted: str) -> bytes:
         sections: list[tuple[int, ...]] = [
             _SECTION64.unpack_from(image, offset + size * index) for index in range(count)
         ]
-        table: tuple[int, ...] = sections[names]
+        table = sections[int(names)]
     except (struct.error, IndexError) as error:
         raise ParseError("ELF file", 0, None, "whole section headers") from error
     strings = image[table[4] : table[4] + table[5]]
