@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from dmcore.errors import DeviceBusy, DmError, LeakError, SpecError, TableRejected
 from dmcore.kernel.device import Device
 from dmcore.kernel.mount import mounts
-from dmcore.kernel.probe import require_table
+from dmcore.kernel.probe import require
 from dmcore.owner import UUID_PREFIX
 from dmcore.ref import Ref
 from dmcore.table import Table
 from dmcore.target import Target
 from dmcore.targets import Error, Linear, Zero
+from dmcore.targets._raw import Raw
 from dmcore.units import SECTOR, parse_size, to_sectors
 from pytest_dm import devices
 from pytest_dm.devices.base import Disk, DmDevice, as_table
@@ -179,11 +180,17 @@ class Dm:
         """Make a device that logs every write to a second disk: `log`, or a fresh one of `log_size` (4 x the size)."""
 
         def build(disk: Disk) -> devices.LogWrites:
-            wanted = 4 * disk.size if log_size is None else log_size
-            return self._above(
-                log, None if log else wanted, lambda logged: devices.LogWrites(self, disk, logged)
-            )
+            if log is not None:
+                return devices.LogWrites(self, disk, log)
+            logged = self.loop(4 * disk.size if log_size is None else log_size, label="log")
+            try:
+                return devices.LogWrites(self, disk, logged)
+            except BaseException:
+                self._drop(logged)
+                raise
 
+        if log is not None and log_size is not None:
+            raise SpecError("log_size", log_size, "give the log disk or its size, not both")
         return self._above(lower, size, build)
 
     def create(
@@ -256,7 +263,9 @@ class Dm:
             try:
                 return Device.create(self.runtime.control, name, table, uuid=uuid, devices=devices)
             except TableRejected:
-                require_table(self.runtime.control, table)
+                for line in table.lines:
+                    if not isinstance(line.target, Raw):  # a name nobody knows is a mistake, not a lack
+                        require(self.runtime.control, line.target.needs())
                 raise
             except DeviceBusy as busy:
                 taken += 1
@@ -338,17 +347,16 @@ class Dm:
         if lower is not None and size is not None:
             raise SpecError("size", size, "give the device below or a size, not both")
         disk = self.loop(size) if lower is None else lower
-        before = len(self._resources)
         try:
             return self._keep(build(disk))
         except BaseException:
-            for made in reversed(self._resources[before:]):
-                made.close()
-            del self._resources[before:]
             if lower is None:
-                self._resources.remove(disk)
-                disk.close()
+                self._drop(disk)
             raise
+
+    def _drop(self, resource: _Resource) -> None:
+        self._resources.remove(resource)
+        resource.close()
 
     def __enter__(self) -> Self:
         return self

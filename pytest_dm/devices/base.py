@@ -221,7 +221,7 @@ class DmDevice(Disk):
             message = f"the power of {self.name} is cut: restore it first"
             raise DmError(message)
         table = as_table(new, self.sectors)
-        self.device.reload(table, noflush=noflush, lockfs=lockfs)
+        self.device.reload(table, noflush=noflush, lockfs=lockfs, devices=self._devices)
         self._loaded = table
 
     def _fault(self, table: Table) -> None:
@@ -230,7 +230,7 @@ class DmDevice(Disk):
 
     def cut_off(self, table: Table) -> None:
         """Load the table of a device without power."""
-        self.device.reload(table, lockfs=False)
+        self.device.reload(table, lockfs=False, devices=self._devices)
         self._power_is_on = False
 
     def power_cut(self) -> PowerCut:
@@ -260,7 +260,7 @@ class DmDevice(Disk):
 
     def bring_back(self) -> None:
         """Load the table that was live before a power cut."""
-        self.device.reload(self._loaded, lockfs=False)
+        self.device.reload(self._loaded, lockfs=False, devices=self._devices)
         self._power_is_on = True
 
     def close(self) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from dmcore.errors import SpecError
 from dmcore.table import Line, Table
-from dmcore.targets import Error, Linear
+from dmcore.targets import Delay, Error, Flakey, Linear
+from dmcore.targets.delay import Delayed
 from dmcore.units import SECTOR, to_sectors
 from pytest_dm.devices.base import DmDevice
 from pytest_dm.devices.fault import Fault
@@ -14,6 +15,8 @@ from pytest_dm.devices.fault import Fault
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dmcore.kernel.device import Device
+    from dmcore.target import Target
     from pytest_dm.devices.base import Disk
     from pytest_dm.factory import Dm
 
@@ -59,12 +62,16 @@ def without(extents: tuple[Extent, ...], start: int, end: int) -> tuple[Extent, 
 class ErrorRange(DmDevice):
     """A disk on which ranges of sectors fail every read and write with EIO, and the rest works.
 
-    A request that touches a failing sector fails as a whole; a write may still have written its good part.
+    A request that touches a failing sector fails as a whole; a write may still have written its good part. Flushes
+    work. On a kernel whose error target would take away discards from the whole disk (6.1) the bad ranges are made of
+    other targets: `table()` shows it, I/O does not.
     """
 
     def __init__(self, maker: Dm, lower: Disk, *, start: int, length: int) -> None:
+        self._maker = maker
         self._lower_ref = lower.ref
         self._length = lower.size // SECTOR
+        self._failing: Device | None = None
         self._block = lower.block_size
         first, end = self._range(start, length)
         self._bad: tuple[Extent, ...] = ((first, end),)
@@ -122,5 +129,30 @@ class ErrorRange(DmDevice):
             if at < first:
                 yield Line(at, first - at, Linear(dev=self._lower_ref, offset=at))
             if first < end:
-                yield Line(first, end - first, Error())
+                yield Line(first, end - first, self._bad_target(first))
             at = end
+
+    def _errors_discard(self) -> bool:
+        return "error.discard" in self._maker.runtime.features(Error)
+
+    def _bad_target(self, first: int) -> Target:
+        if self._errors_discard():
+            return Error()
+        if self._failing is None:
+            failing = Flakey(dev=self._lower_ref, up=0, down=1)
+            self._failing = self._maker.make(Table.of(failing, self._length), "failing")
+        fails, works = Delayed(self._failing.ref, first), Delayed(self._lower_ref, first)
+        return Delay(read=fails, write=fails, flush=works)
+
+    def places(self) -> Iterator[Line]:
+        """Yield the one line that says that the data is on the disk below, whatever fails."""
+        yield Line(0, self._length, Linear(dev=self._lower_ref))
+
+    def close(self) -> None:
+        """Remove the device."""
+        try:
+            super().close()
+        finally:
+            failing, self._failing = self._failing, None
+            if failing is not None:
+                failing.remove()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import time
-from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dmcore import targets
@@ -29,6 +30,13 @@ __all__ = ["LogWrites"]
 
 _SETTLE = 5.0
 _POLL = 0.005
+_BARRIER = "pytest-dm-barrier-"
+_numbers = itertools.count(1)
+
+
+def _numbered(entries: list[Entry]) -> list[Entry]:
+    shown = (entry for entry in entries if not (entry.mark or "").startswith(_BARRIER))
+    return [replace(entry, index=index) for index, entry in enumerate(shown)]
 
 
 class _Log:
@@ -61,7 +69,6 @@ class LogWrites(DmDevice):
         self.log = log
         self._sector_size = lower.block_size
         self._length = lower.size // SECTOR
-        self._marked: Counter[str | None] = Counter()
         self._stopped = False
         table = Table.of(targets.LogWrites(dev=lower.ref, log=log.ref), self._length)
         super().__init__(maker, table, label="log-writes", lower=lower)
@@ -88,7 +95,6 @@ class LogWrites(DmDevice):
             problem = f"{self.name} no longer logs" if self._stopped else f"the log of {self.name} is full"
             raise DmError(problem)
         self.device.send(message)
-        self._marked[name] += 1
 
     def stop(self) -> None:
         """Stop logging: what no flush covered is logged now, then the mark "dm-log-writes-end". The disk goes on."""
@@ -98,14 +104,18 @@ class LogWrites(DmDevice):
             self._stopped = True
 
     def entries(self) -> list[Entry]:
-        """Return the log so far, oldest first; waits a bounded time until what was marked has arrived.
+        """Return the log so far, oldest first; waits a bounded time for what is on its way into it.
 
-        Writes that no flush followed are not in it yet: `flush` or `stop` first if they matter.
+        Writes that no flush followed are not in it yet: `flush` or `stop` first if they matter. To know when the log
+        has caught up, this puts a mark of its own behind it, which no list shows; entries are numbered without them.
 
         Raises:
             FormatError: The log is damaged.
-            DmError: A mark does not arrive.
+            DmError: It does not catch up.
         """
+        barrier = None if self._stopped or self._live().disabled else f"{_BARRIER}{next(_numbers)}"
+        if barrier is not None:
+            self.device.send(Mark(barrier, self._sector_size))
         deadline = time.monotonic() + _SETTLE
         while True:
             try:
@@ -115,11 +125,10 @@ class LogWrites(DmDevice):
                 if time.monotonic() > deadline:
                     raise
             else:
-                missing = self._marked - Counter(entry.mark for entry in found)
-                if not missing:
-                    return found
+                if barrier is None or any(entry.mark == barrier for entry in found) or not self.logging:
+                    return _numbered(found)
                 if time.monotonic() > deadline:
-                    message = f"not in the log after {_SETTLE} s: {', '.join(map(repr, missing))}"
+                    message = f"the log of {self.name} has not caught up in {_SETTLE} s"
                     raise DmError(message)
             time.sleep(_POLL)
 
