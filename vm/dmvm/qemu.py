@@ -31,6 +31,7 @@ __all__ = [
     "command",
     "kvm",
     "kvm_works",
+    "probe",
 ]
 
 EXCHANGE_TAG: Final = "exchange"
@@ -215,7 +216,7 @@ def kvm(device: Path = Path("/dev/kvm")) -> KvmVerdict:
     path = cache.make_folder(cache.cache_dir()) / "kvm.json"
     remembered = _remembered(path, key)
     if remembered is None:
-        remembered = _probe(program)
+        remembered = probe(program)
         partial = path.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps({"key": key, "verdict": remembered}), encoding="utf-8")
         partial.replace(path)
@@ -237,8 +238,14 @@ def _remembered(path: Path, key: Sequence[object]) -> KvmVerdict | None:
     return KvmVerdict(bool(works), str(reason), float(seconds))
 
 
-def _probe(program: Path, accel: str = "kvm", seconds: float = _KVM_SECONDS) -> KvmVerdict:
-    """Boot the boot sector; a KVM that answers late is as bad as none."""
+def probe(program: Path, accel: str = "kvm", seconds: float = _KVM_SECONDS) -> KvmVerdict:
+    """Boot the boot sector and return how that went; a KVM that answers late is as bad as none.
+
+    Args:
+        program: QEMU, as from `binary`.
+        accel: "kvm" or "tcg".
+        seconds: How long it may take; then QEMU is killed.
+    """
     with tempfile.TemporaryDirectory(prefix="pytest-dm-") as folder:
         disk = Path(folder, "probe.img")
         disk.write_bytes(boot_sector())
