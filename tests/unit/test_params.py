@@ -22,6 +22,7 @@ def test_quoted_words_come_back(words):
     [
         ("", []), (" \t\n ", []), ("a  b\tc", ["a", "b", "c"]), (r"a\ b c", ["a b", "c"]), ("a\\", ["a\\"]),
         (r"\\", ["\\"]), (r"a\bc", ["abc"]), ("\\", ["\\"]),
+        ("vo\u00e0 b", ["vo\udcc3", "b"]), ("a\x1fb\u2003c", ["a\x1fb\u2003c"]),
     ],
 )  # fmt: skip
 def test_kernel_splitting(text, words):
