@@ -18,7 +18,7 @@ from dmsetup_oracle import assert_agrees, dmsetup
 from dmcore.abi.devt import DevT
 from dmcore.abi.dm import TableLine
 from dmcore.errors import DeviceBusy, DeviceMissing, IoctlError, SpecError, TableRejected
-from dmcore.kernel import below, control_node, device, nodes
+from dmcore.kernel import below, control_node, device, nodes, udev
 from dmcore.kernel import control as control_module
 from dmcore.kernel.control import Uuid
 from dmcore.kernel.device import Device
@@ -56,7 +56,7 @@ def test_a_device_from_beginning_to_end(control, name, disk):
     with Device.create(control, name, linear(disk.ref, 2048, 8), uuid=f"U-{name}") as made:
         assert (made.name, made.uuid, made.size) == (name, f"U-{name}", 1 << 20)
         assert made.path == Path("/dev/mapper") / name
-        assert made.path.stat().st_mode == 0o60600
+        assert udev.running() or made.path.stat().st_mode == 0o60600
         assert made.path.stat().st_rdev == made.dev.rdev
         assert str(made.ref) == str(made.dev)
         assert made.table_text() == f"0 2048 linear {disk.ref} 8"
@@ -163,6 +163,7 @@ def test_an_interrupt_at_any_line_leaves_nothing(control, name, uuid):
     assert everything()[0] == before[0]
 
 
+@pytest.mark.skipif(udev.running(), reason="a udevd makes the nodes here")
 def test_stale_nodes_are_replaced_and_other_files_are_not(control, name):
     node = nodes.node_path(name)
     os.mknod(node, 0o60600, os.makedev(250, 250))
@@ -178,6 +179,7 @@ def test_stale_nodes_are_replaced_and_other_files_are_not(control, name):
     node.unlink()
 
 
+@pytest.mark.skipif(udev.running(), reason="a udevd makes the nodes here")
 def test_odd_names_get_mangled_nodes(control, name):
     with Device.create(control, f"{name} \u00e4", ZERO) as made:
         assert made.path.name == f"{name}\\x20\\xc3\\xa4"

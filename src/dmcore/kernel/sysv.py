@@ -15,36 +15,41 @@ _CREATE = 0o1000 | 0o2000 | 0o600
 _NOWAIT = 0o4000
 _IPC_RMID = 0
 _GETVAL = 12
+_GONE = frozenset({errno.EINVAL, errno.EIDRM})
 
 
 class Semaphore:
-    """A semaphore that this process made; whoever knows the key can change it.
+    """A semaphore that this object makes with `create` and removes with `remove`, or at the latest when it goes itself.
+
+    An exception that a signal handler raises cannot come between the kernel's answer and its place in this object.
 
     Attributes:
-        key: Its key.
+        key: Its key, 0 before `create`.
     """
 
-    def __init__(self, key: int, number: int) -> None:
-        self.key = key
-        self._number = number
+    key: int = 0
 
-    @classmethod
-    def create(cls, key: int) -> Semaphore:
+    def __init__(self) -> None:
+        self._numbers: list[int] = []
+
+    def create(self, key: int) -> None:
         """Make the semaphore of `key`, mode 0600, with the value 0.
 
         Raises:
             IoctlError: EEXIST if there is one with this key; ENOSPC if the system has none left.
         """
-        number = LIBC.semget(key, 1, _CREATE)
-        if number < 0:
+        assert not self._numbers, "one semaphore for each object"
+        self._numbers.extend(map(LIBC.semget, (key,), (1,), (_CREATE,)))
+        if self._numbers[0] < 0:
+            self._numbers.clear()
             raise IoctlError(ctypes.get_errno(), "semget", f"key {key:#x}")
-        return cls(key, number)
+        self.key = key
 
     def _operate(self, change: int, flags: int, timeout: float) -> None:
         operation = (ctypes.c_short * 3)(0, change, flags)
         seconds, rest = divmod(max(0.0, timeout), 1)
         limit = (ctypes.c_long * 2)(int(seconds), int(rest * 1e9))
-        if LIBC.semtimedop(self._number, operation, 1, limit) < 0:
+        if LIBC.semtimedop(self._numbers[0], operation, 1, limit) < 0:
             raise IoctlError(ctypes.get_errno(), "semtimedop", f"key {self.key:#x}", f"change {change}")
 
     def add(self, change: int) -> None:
@@ -54,7 +59,7 @@ class Semaphore:
     @property
     def value(self) -> int:
         """The value now."""
-        value = int(LIBC.semctl(self._number, 0, _GETVAL, 0))
+        value = int(LIBC.semctl(self._numbers[0], 0, _GETVAL, 0))
         if value < 0:
             raise IoctlError(ctypes.get_errno(), "semctl", f"key {self.key:#x}", "GETVAL")
         return value
@@ -75,7 +80,13 @@ class Semaphore:
 
     def remove(self) -> None:
         """Remove it; no-op if it is gone already. Whoever waits for it gets EIDRM."""
-        if LIBC.semctl(self._number, 0, _IPC_RMID, 0) < 0:
+        while self._numbers:
+            failed = LIBC.semctl(self._numbers[0], 0, _IPC_RMID, 0) < 0
             number = ctypes.get_errno()
-            if number not in {errno.EINVAL, errno.EIDRM}:
+            self._numbers.clear()
+            if failed and number not in _GONE:
                 raise IoctlError(number, "semctl", f"key {self.key:#x}", "IPC_RMID")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_numbers"):
+            self.remove()

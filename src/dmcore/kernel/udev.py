@@ -71,39 +71,44 @@ class Cookie:
         flags: What the rules are told.
     """
 
-    def __init__(self, semaphore: Semaphore | None, flags: int) -> None:
+    def __init__(self, semaphore: Semaphore, flags: int) -> None:
         self.flags = flags
         self._semaphore = semaphore
 
+    @property
+    def works(self) -> bool:
+        """Whether there is a semaphore; where the system has none left, requests go without a cookie."""
+        return self._semaphore.key != 0
+
     def begin(self) -> int:
         """Expect one more uevent and return the number to send with its request (0: no cookie)."""
-        if self._semaphore is None:
+        if not self.works:
             return 0
         self._semaphore.add(1)
         return self.flags << 16 | self._semaphore.key & 0xFFFF
 
     def cancel(self) -> None:
         """Expect one uevent less: the request made none."""
-        if self._semaphore is not None:
+        if self.works:
             self._semaphore.add(-1)
 
     def wait(self, timeout: float) -> bool:
         """Wait until udev has handled all; False if it has not after `timeout` seconds, or there is no cookie."""
-        return self._semaphore is not None and self._semaphore.wait_for_zero(timeout)
+        return self.works and self._semaphore.wait_for_zero(timeout)
 
 
-def _new_semaphore() -> Semaphore | None:
-    """Return a new semaphore; None where the system has none left, and requests must go without a cookie."""
-    from dmcore.kernel.sysv import Semaphore  # noqa: PLC0415 - loads ctypes, which only udev systems need
-
+def _fill(semaphore: Semaphore) -> None:
+    """Make the semaphore under a free key; leave it unmade where the system has none left."""
     for _ in range(_KEY_TRIES):
         try:
-            return Semaphore.create(_KEY | (secrets.randbelow(0xFFFF) + 1))
+            semaphore.create(_KEY | (secrets.randbelow(0xFFFF) + 1))
         except IoctlError as error:
             if error.errno in _FULL:
-                return None
+                return
             if error.errno != errno.EEXIST:
                 raise
+        else:
+            return
     raise IoctlError(errno.EEXIST, "semget", "udev cookie", f"{_KEY_TRIES} keys are all taken")
 
 
@@ -118,10 +123,11 @@ def transaction(flags: int = PRIVATE) -> Generator[Cookie]:
     """
     if not 0 <= flags < 1 << 16:
         raise SpecError("flags", flags, "16 bits")
-    semaphore = None
+    from dmcore.kernel.sysv import Semaphore  # noqa: PLC0415 - loads ctypes, which only udev systems need
+
+    semaphore = Semaphore()
     try:
-        semaphore = _new_semaphore()
+        _fill(semaphore)
         yield Cookie(semaphore, flags)
     finally:
-        if semaphore is not None:
-            semaphore.remove()
+        semaphore.remove()
