@@ -132,7 +132,7 @@ def build_root(boot: dict[str, Any]) -> None:
         _make_folder(f"/dev/{name}")
     mount("devpts", "/dev/pts", "devpts", _MS_NOSUID | _MS_NOEXEC, "mode=620,ptmxmode=666,gid=5")
     mount("shm", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")  # noqa: S108 - the guest's own
-    mount("tmp", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")  # noqa: S108 - the guest's own
+    mount("tmp", "/tmp", "tmpfs", _MS_NOSUID, "mode=1777")  # noqa: S108 - the guest's own
     for link, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
         with contextlib.suppress(FileExistsError):
             os.symlink(f"/proc/self/fd{target}", f"/dev/{link}")  # noqa: PTH211
