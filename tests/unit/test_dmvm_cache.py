@@ -32,14 +32,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def _publish(text: str = "x") -> Path:
+def _publish(text: str = "x", recipe: str = "") -> Path:
+    recipe = recipe or store.recipe_hash("uml-6.1")
     final = cache.final_folder("uml-6.1")
     with cache.workspace("uml-6.1") as work:
         made = work / "kernel"
         made.mkdir()
         for name in ("linux.uml", "busybox"):
             (made / name).write_text(text)
-        cache.publish("uml-6.1", made, final, {"kernel": KERNEL})
+        cache.publish("uml-6.1", made, final, {"kernel": KERNEL, "recipe": recipe})
     return final
 
 
@@ -76,11 +77,12 @@ def test_a_published_kernel_is_found(folder: Path) -> None:
     assert list((folder / "tmp").iterdir()) == []
 
 
-def test_what_is_published_anew_replaces_the_old(folder: Path) -> None:
-    old = _publish("old")
+def test_what_is_published_anew_is_used_and_the_one_before_stays_for_running_guests() -> None:
+    oldest, old = _publish("oldest"), _publish("old")
     new = _publish("new")
-    assert new != old
-    assert not old.exists()
+    assert len({oldest, old, new}) == 3
+    assert not oldest.exists()
+    assert old.exists()
     found = store.installed("uml-6.1")
     assert found is not None
     assert found.image.read_text() == "new"
@@ -90,6 +92,11 @@ def test_what_is_published_anew_replaces_the_old(folder: Path) -> None:
 def test_a_manifest_that_is_not_ours_counts_as_none(text: str, folder: Path) -> None:
     (folder / "kernels").mkdir(parents=True)
     (folder / "kernels" / "uml-6.1.json").write_text(text)
+    assert store.installed("uml-6.1") is None
+
+
+def test_a_kernel_made_by_another_version_otherwise_counts_as_none() -> None:
+    _publish(recipe="other")
     assert store.installed("uml-6.1") is None
 
 

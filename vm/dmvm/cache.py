@@ -160,16 +160,19 @@ def final_folder(name: str) -> Path:
 
 
 def publish(name: str, folder: Path, final: Path, fields: dict[str, Any]) -> None:
-    """Rename a finished folder to `final` and make it the kernel of that name; what was there before is removed.
+    """Rename a finished folder to `final` and make it the kernel of that name.
 
-    The caller holds the lock of that name. A guest that still runs on what is removed loses its modules.
+    What was there before stays for guests that still run on it, until the next time; what was before that goes.
+    The caller holds the lock of that name.
     """
     kernels = final.parent
+    previous = read_manifest(name)
     folder.rename(final)
     partial = kernels / f".{name}.{os.getpid()}"
     manifest = {"format": FORMAT, "folder": final.name, **fields}
     partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     partial.replace(_manifest(name))
+    kept = {final, previous[1] if previous else final}
     for old in kernels.glob(f"{name}.*"):
-        if old != final and old.is_dir():
+        if old not in kept and old.is_dir():
             shutil.rmtree(old, ignore_errors=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dmcore.errors import DmError, Unsupported
@@ -14,6 +13,7 @@ from dmvm.prepare import Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from dmvm.apt import Archive, Package
     from dmvm.kernels import GuestKernel, Recipe
@@ -134,10 +134,11 @@ def _bare_metal(site: Site, recipe: Recipe, fields: dict[str, str], supply: Supp
     release = package.removeprefix("linux-image-")
     unpacked = supply.unpack([f"{package}={version}"], "image")
     tree = Tree(_find(unpacked, f"modules/{release}"))
-    missing = [path for path in recipe.built if not tree.has(Path(path).name)]
+    missing = [extra for extra in recipe.extras if not tree.has(extra.module)]
     if missing:
-        for path, module in outoftree.Builder(site, recipe, release, version, supply).build(missing).items():
-            tree.add(module, f"kernel/{path}.ko")
+        built = outoftree.Builder(site, recipe, release, version, supply).build(missing)
+        for extra, module in zip(missing, built, strict=True):
+            tree.add(module, f"kernel/{extra.folder}/{extra.module}.ko")
     site.progress("unpacking the kernel's image ...")
     image = site.folder / "vmlinux"
     image.write_bytes(vmlinux.extract(_find(unpacked, f"vmlinuz-{release}").read_bytes()))

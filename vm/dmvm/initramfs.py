@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["HOST_TAG", "MESSAGE_BYTES", "Node", "archive", "contents"]
+__all__ = ["HOST_TAG", "INIT", "MESSAGE_BYTES", "Node", "archive", "contents"]
 
 HOST_TAG: Final = "hostroot"
 """9p tag of the host's root."""
@@ -17,7 +17,7 @@ HOST_TAG: Final = "hostroot"
 MESSAGE_BYTES: Final = 512000
 """msize of the 9p mounts."""
 
-_INIT: Final = """\
+INIT: Final = """\
 #!/busybox sh
 # Started by the kernel; the words of its command line after -- are the program to run on the host's root.
 b=/busybox
@@ -29,6 +29,7 @@ $b umount /sys && $b umount /proc && $b umount /dev || fail leaving
 while [ $# -gt 0 ] && [ "${1#/}" = "$1" ]; do shift; done # words of the kernel's that it does not know
 exec $b switch_root /host "$@"
 """
+"""The first program: loads modules, mounts the host's root, and goes there."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def contents(busybox: bytes, modules: Sequence[tuple[str, bytes]]) -> list[Node]
         modules: Name and image of each module to load, in order.
     """
     options = f"trans=virtio,version=9p2000.L,ro,cache=loose,msize={MESSAGE_BYTES}"
-    init = _INIT.replace("MOUNT_OPTIONS", options).replace("HOST_TAG", HOST_TAG)
+    init = INIT.replace("MOUNT_OPTIONS", options).replace("HOST_TAG", HOST_TAG)
     folders = [Node(name, stat.S_IFDIR | 0o755) for name in ("dev", "proc", "sys", "host", "modules")]
     listed = "".join(f"{name}.ko\n" for name, _ in modules)
     return [

@@ -14,6 +14,7 @@ __all__ = [
     "INITRAMFS",
     "KEPT",
     "RECIPES",
+    "Extra",
     "GuestKernel",
     "Recipe",
 ]
@@ -73,6 +74,28 @@ class GuestKernel:
 
 
 @dataclass(frozen=True)
+class Extra:
+    """A module and what it is built from.
+
+    Attributes:
+        module: Its name.
+        folder: Where its source lies in the kernel's tree; the headers there and below come along.
+        parts: Its C files, without suffix.
+    """
+
+    module: str
+    folder: str
+    parts: tuple[str, ...]
+
+
+_EXTRAS: Final = (
+    Extra("dm-dust", "drivers/md", ("dm-dust",)),
+    Extra("dm-clone", "drivers/md", ("dm-clone-target", "dm-clone-metadata")),
+    Extra("dm-ebs", "drivers/md", ("dm-ebs-target",)),
+)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Where a distribution keeps a kernel.
 
@@ -83,7 +106,7 @@ class Recipe:
         package: Package with the kernel. For "qemu" the one that depends on the current kernel's package.
         headers: Package that depends on the current kernel's headers, "" if nothing is built from source.
         source: Package with the kernel's source, "" if nothing is built from source.
-        built: Modules that the distribution leaves out, built from that source: path below the tree without suffix.
+        extras: Modules to build from that source if the distribution leaves them out.
     """
 
     machine: str
@@ -92,7 +115,7 @@ class Recipe:
     package: str
     headers: str = ""
     source: str = ""
-    built: tuple[str, ...] = ()
+    extras: tuple[Extra, ...] = ()
 
 
 def _debian(suite: str, line: str) -> Recipe:
@@ -103,7 +126,7 @@ def _debian(suite: str, line: str) -> Recipe:
         "linux-image-amd64",
         headers="linux-headers-amd64",
         source=f"linux-source-{line}",
-        built=("drivers/md/dm-dust",),
+        extras=_EXTRAS,
     )
 
 

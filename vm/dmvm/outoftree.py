@@ -6,9 +6,9 @@ archive only the files to build are taken.
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dmcore.errors import Unsupported
@@ -16,9 +16,10 @@ from dmvm import modinfo, prepare, tools
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from dmvm.debian import Supply
-    from dmvm.kernels import Recipe
+    from dmvm.kernels import Extra, Recipe
     from dmvm.prepare import Site
 
 __all__ = ["Builder"]
@@ -57,31 +58,39 @@ class Builder:
         self._version = version
         self._supply = supply
 
-    def build(self, paths: Sequence[str]) -> dict[str, Path]:
-        """Build modules, each one C file, given as paths below the source tree without suffix; returns the .ko files.
+    def build(self, extras: Sequence[Extra]) -> list[Path]:
+        """Build modules; returns their .ko files in the same order.
 
         Raises:
             Unsupported: gcc or make is missing, a package is, or the compiler refuses the source.
         """
-        names = ", ".join(Path(path).name for path in paths)
+        names = ", ".join(extra.module for extra in extras)
         need = f"to build {names} for Linux {self._release}"
         absent = [program for program in ("gcc", "make") if tools.find(program) is None]
         if absent:
             raise Unsupported(need, f"there is no {' and no '.join(absent)} on PATH", _COMPILER)
         headers = self._headers()
         source = self._supply.unpack([f"{self._recipe.source}={self._version}"], "source")
-        left_out = f"the kernel of Debian {self._recipe.suite} leaves it out"
+        left_out = f"the kernel of Debian {self._recipe.suite} comes without"
         self._site.progress(f"building {names} for {self._release} ({left_out}) ...")
-        folder = self._site.work / "build"
-        folder.mkdir()
-        _take(next(source.rglob("linux-source-*.tar.xz")), [f"{path}.c" for path in paths], folder)
-        objects = " ".join(f"{Path(path).name}.o" for path in paths)
-        (folder / "Makefile").write_text(f"obj-m := {objects}\n", encoding="utf-8")
+        archive = next(source.rglob("linux-source-*.tar.xz"))
+        folders = {extra.folder: self._site.work / "build" / extra.folder for extra in extras}
+        for folder, into in folders.items():
+            here = [extra for extra in extras if extra.folder == folder]
+            _take(archive, folder, [f"{part}.c" for extra in here for part in extra.parts], into)
+            (into / "Makefile").write_text(_makefile(here), encoding="utf-8")
+            self._make(headers, into, need)
+        built = [folders[extra.folder] / f"{extra.module}.ko" for extra in extras]
+        for module in built:
+            _check(module, self._release)
+        return built
+
+    def _make(self, headers: Path, folder: Path, need: str) -> None:
         without = [f"{option}=" for option, flag in _FLAGS.items() if not _compiler_knows(flag)]
         without.append("CONFIG_DEBUG_INFO_BTF_MODULES=")  # type information for tracers, which needs pahole
-        words = ["make", "-C", str(headers), f"M={folder}", "CC=gcc", "CROSS_COMPILE=", *without, "modules"]
+        words = ["make", f"-j{os.cpu_count() or 1}", "-C", str(headers), f"M={folder}", "CC=gcc"]
+        words += ["CROSS_COMPILE=", *without, "modules"]
         tools.run(words, need=need, seconds=_SECONDS, hint=_COMPILER)
-        return {path: _checked(folder / f"{Path(path).name}.ko", self._release) for path in paths}
 
     def _headers(self) -> Path:
         """Fetch the kernel's headers and build tools; returns the folder to build in."""
@@ -132,28 +141,43 @@ def _relocate(folder: Path, root: Path) -> None:
         )
 
 
-def _take(archive: Path, wanted: Sequence[str], into: Path) -> None:
-    """Extract files of a source archive, given by their path below its top folder, and stop at the last.
+def _makefile(extras: Sequence[Extra]) -> str:
+    """Return a kbuild makefile for modules of one folder."""
+    lines = [f"obj-m += {extra.module}.o" for extra in extras]
+    lines += [
+        f"{extra.module}-y := {' '.join(f'{part}.o' for part in extra.parts)}"
+        for extra in extras
+        if extra.parts != (extra.module,)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _take(archive: Path, folder: str, wanted: Sequence[str], into: Path) -> None:
+    """Extract files of one folder of a source archive, and the headers in it and below, reading no further.
 
     Raises:
-        Unsupported: One is not in it.
+        Unsupported: A file is not in it.
     """
     left = set(wanted)
+    prefix = f"{folder}/"
     with tarfile.open(archive, "r|xz") as packed:
         for member in packed:
             path = member.name.removeprefix("./").partition("/")[2]
-            if path in left:
-                content = packed.extractfile(member)
-                assert content is not None
-                (into / Path(path).name).write_bytes(content.read())
-                left.remove(path)
-                if not left:
+            if not path.startswith(prefix):
+                if not left and not folder.startswith(path):
                     return
-    raise Unsupported(", ".join(sorted(left)), f"not in {archive.name}")
+                continue
+            name = path.removeprefix(prefix)
+            content = packed.extractfile(member) if name in left or name.endswith(".h") else None
+            if content is not None:
+                (into / name).parent.mkdir(parents=True, exist_ok=True)
+                (into / name).write_bytes(content.read())
+                left.discard(name)
+    if left:
+        raise Unsupported(", ".join(sorted(left)), f"not in {folder} of {archive.name}")
 
 
-def _checked(module: Path, release: str) -> Path:
+def _check(module: Path, release: str) -> None:
     built_for = modinfo.parse(module.read_bytes(), module.stem).vermagic.partition(" ")[0]
     if built_for != release:
         raise Unsupported(f"{module.name} for Linux {release}", f"it came out for {built_for}")
-    return module

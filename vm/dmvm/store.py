@@ -7,15 +7,15 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from dmcore.errors import DmError, Unsupported
-from dmvm import cache
+from dmvm import cache, initramfs
 from dmvm.cache import cache_dir
-from dmvm.kernels import RECIPES, GuestKernel
+from dmvm.kernels import EARLY, INITRAMFS, KEPT, RECIPES, GuestKernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["Row", "build", "cache_dir", "describe", "ensure", "installed"]
+__all__ = ["Row", "build", "cache_dir", "describe", "ensure", "installed", "recipe_hash"]
 
 
 def _quiet(_text: str) -> None:
@@ -55,6 +55,12 @@ def _key(name: str) -> str:
     return f"local-{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
 
 
+def recipe_hash(name: str) -> str:
+    """Return a hash of what this version of the package makes of a kernel; one made otherwise is made anew."""
+    parts = (RECIPES.get(name), KEPT, EARLY, INITRAMFS, initramfs.INIT)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
 def installed(name: str) -> GuestKernel | None:
     """Return a kernel if it is ready to boot, None if it would have to be fetched; reads one small file.
 
@@ -65,6 +71,8 @@ def installed(name: str) -> GuestKernel | None:
     if found is None:
         return None
     fields, folder = found
+    if fields.get("recipe") != recipe_hash(name):
+        return None
     kernel = GuestKernel.from_json(fields["kernel"], folder)
     return kernel if kernel.image.is_file() and kernel.busybox.is_file() else None
 
@@ -79,7 +87,7 @@ def ensure(name: str, *, progress: Callable[[str], None] = _quiet, refresh: bool
             linux.uml, vmlinux or bzImage and the folder of its modules (without it, lib/modules/<release> beside
             the file is taken if it is there, else the kernel has all it needs built in).
         progress: Told in one line each what goes on.
-        refresh: Make it anew from the newest packages, although it is there; a running guest loses its modules.
+        refresh: Make it anew from the newest packages, although it is there.
 
     Raises:
         SpecError: `name` means nothing, or the file is no kernel.
@@ -115,7 +123,9 @@ def _make(
 
         kernel, made_from = local.build(site)
     fields = kernel.to_json(site.folder)
-    cache.publish(key, site.folder, final, {"kernel": fields, "made_from": made_from})
+    cache.publish(
+        key, site.folder, final, {"recipe": recipe_hash(name), "kernel": fields, "made_from": made_from}
+    )
     progress(f"{name} is ready: Linux {kernel.release}")
     return GuestKernel.from_json(fields, final)
 
