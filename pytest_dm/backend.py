@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +17,6 @@ from pytest_dm.markers import Wants
 from pytest_dm.options import Options
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from dmcore.errors import Unsupported
     from pytest_dm.runtime import Runtime
 
@@ -35,7 +32,7 @@ __all__ = [
     "missing",
     "open_runtime",
     "runtime",
-    "skipping",
+    "skip_unsupported",
 ]
 
 GUEST = "PYTEST_DM_GUEST"
@@ -142,16 +139,15 @@ def missing(options: Options, message: str) -> NoReturn:
     pytest.skip(message)
 
 
-@contextmanager
-def skipping(config: pytest.Config) -> Generator[None]:
-    """Turn `Unsupported` into a skip, or a failure with `--dm-require`."""
-    try:
-        yield
-    except Exception as error:
-        errors = sys.modules.get("dmcore.errors")
-        if errors is None or not isinstance(error, errors.Unsupported):
-            raise
-        missing(Options.of(config), str(error))
+def skip_unsupported(config: pytest.Config, call: pytest.CallInfo[None]) -> None:
+    """Make `Unsupported`, wherever a test met it, a skip, or a failure with `--dm-require`."""
+    errors = sys.modules.get("dmcore.errors")
+    if call.excinfo is None or errors is None:
+        return
+    error = call.excinfo.value
+    if isinstance(error, errors.Unsupported):
+        outcome = pytest.CallInfo[None].from_call(lambda: missing(Options.of(config), str(error)), call.when)
+        call.excinfo = outcome.excinfo
 
 
 def check(item: pytest.Item) -> None:

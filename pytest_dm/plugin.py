@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_dm import backend, markers, reporting
+from pytest_dm import auto_vm, backend, markers, reporting
 from pytest_dm.fixtures import (
     dm,
     dm_backend,
@@ -70,6 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_dm import vm_session  # noqa: PLC0415 - only a session in guests pays for it
 
         config.pluginmanager.register(vm_session.VmSession(config, options), vm_session.PLUGIN_NAME)
+    elif options.backend == "auto" and not _is_worker(config) and not backend.in_guest():
+        config.pluginmanager.register(auto_vm.AutoVm(config, options), auto_vm.PLUGIN_NAME)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -88,29 +90,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("dm")
 
 
-@pytest.hookimpl(wrapper=True, trylast=True)
-def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test that this machine cannot run; remember where the kernel log was."""
-    if not markers.uses_dm(item):
-        return (yield)
-    with backend.skipping(item.config):
+    if markers.uses_dm(item):
         backend.check(item)
         reporting.begin(item)
-        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Skip a test that found out by itself that this machine cannot run it."""
-    if not markers.uses_dm(item):
-        return (yield)
-    with backend.skipping(item.config):
-        return (yield)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add tables, status and kernel log to the report of a failed test, while its devices are there."""
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn what this machine cannot do into a skip; show the devices of a failed test while they are there."""
+    if markers.uses_dm(item):
+        backend.skip_unsupported(item.config, call)
     report = yield
     if report.failed and markers.uses_dm(item):
         reporting.add_sections(item, report)

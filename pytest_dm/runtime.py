@@ -84,9 +84,9 @@ class Runtime:
     def folder(self) -> Path:
         """Folder of our backing files and mount points, on a tmpfs if there is one; made when first asked for."""
         if self._folder is None:
-            folder = backing_roots()[0] / f"{PREFIX}-{self.owner.tag}"
-            folder.mkdir(mode=0o700, exist_ok=True)
-            self._folder = folder
+            self._folder = Path(
+                tempfile.mkdtemp(prefix=f"{PREFIX}-{self.owner.tag}-", dir=backing_roots()[0])
+            )
         return self._folder
 
     def new_file(self, size: int, label: str) -> Path:
