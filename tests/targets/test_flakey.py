@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 
 import pytest
 
 from dmcore import targets
-from dmcore.errors import ParseError, SpecError
+from dmcore.abi.dm import TableLine
+from dmcore.errors import ParseError, SpecError, TableRejected
 from dmcore.ref import Ref
 from dmcore.table import Table
 from dmcore.target import NO_FEATURES, NoStatus
@@ -201,6 +203,8 @@ def _expect(outcome: str, data: bytes, want: bytes) -> None:
 @pytest.mark.parametrize(("values", "read", "write", "flush"), BEHAVIOUR)
 def test_behaviour_while_down(lab, values, read, write, flush):
     value = flakey(dev=lab.refs[0], offset=8, **values)
+    if _refused(lab, value):
+        return
     with lab.disk() as below:
         below.write(8 * 512, OLD)
         below.flush()
@@ -215,6 +219,15 @@ def test_behaviour_while_down(lab, values, read, write, flush):
         _expect(write, below.read(8 * 512, 512), OLD if write in {"eio", "gone"} else NEW)
 
 
+def _refused(lab, value: targets.Flakey) -> bool:
+    """Whether the kernel lacks what the value needs; then see that it does refuse it."""
+    if value.needs().features <= lab.features:
+        return False
+    with lab.empty() as device, pytest.raises(TableRejected):
+        lab.control.load(device, Table.of(value, 64).encode(str))
+    return True
+
+
 def _check(outcome: str, request) -> None:
     if outcome != "eio":
         request()
@@ -227,6 +240,8 @@ def _check(outcome: str, request) -> None:
 @pytest.mark.dm
 def test_random_corruption_does_change_something(lab):
     value = flakey(dev=lab.refs[0], random_write_corrupt=ALWAYS)
+    if _refused(lab, value):
+        return
     with lab.open(value, 64) as (_, file), lab.disk() as below:
         changed = 0
         for _ in range(20):
@@ -258,5 +273,39 @@ def test_always_up_is_linear(lab):
 )
 def test_kernel_prints_what_readback_says(lab, words):
     table = Table.parse(f"0 64 flakey {lab.refs[0]} 8 5 6 {words}")
+    if _refused(lab, table.lines[0].target):
+        return
     with lab.device(table) as device:
         assert device.table() == table.readback(lab.features)
+
+
+COMBINATIONS = [
+    [word for word in words if word]
+    for words in itertools.product(
+        ["", "drop_writes", "error_writes"],
+        ["", "error_reads"],
+        ["", "corrupt_bio_byte 1 r 0 0", "corrupt_bio_byte 1 w 0 0"],
+        ["", "random_read_corrupt 0", "random_read_corrupt 1"],
+        ["", "random_write_corrupt 0", "random_write_corrupt 1"],
+    )
+]
+
+
+@pytest.mark.dm
+def test_kernel_and_library_allow_the_same_faults_together(lab):
+    with lab.device(targets.Linear(dev=lab.refs[0]), 8) as live:
+        for faults in COMBINATIONS:
+            words = " ".join(faults)
+            line = TableLine(0, 8, "flakey", f"{lab.refs[0]} 0 0 1 {len(words.split())} {words}")
+            try:
+                table = Table.from_lines([line])
+                allowed = table.needs()[0].features <= lab.features
+            except SpecError:
+                allowed = False
+            if allowed:
+                lab.control.load(live.dev, [line])
+                printed = lab.control.table(live.dev, inactive=True)
+                assert Table.from_lines(printed) == table.readback(lab.features), words
+            else:
+                with pytest.raises(TableRejected):
+                    lab.control.load(live.dev, [line])

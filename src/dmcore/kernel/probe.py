@@ -87,7 +87,11 @@ def require_table(control: Control, table: Table) -> None:
 
 def _shown(kind: type[Target] | None, name: str) -> str:
     feature = kind.features.get(name) if kind else None
-    return f"{kind.kernel_name} {feature.params}".rstrip() if kind and feature else "unknown to this library"
+    return (
+        f"{kind.kernel_name} {feature.params.format(dev='DEV')}".rstrip()
+        if kind and feature
+        else "unknown to this library"
+    )
 
 
 def _probed(control: Control, kind: type[Target]) -> Features:

@@ -8,6 +8,7 @@ test prints the line that is missing.
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dmcore.targets.zero import Zero as Zero
 
 
+@cache
 def module_names() -> tuple[str, ...]:
     """Return the names of the target files, sorted; those that begin with `_` hold no target of their own."""
     return tuple(sorted(name for _, name, _ in iter_modules(__path__) if not name.startswith("_")))
