@@ -219,3 +219,17 @@ def test_the_c_library_a_program_needs() -> None:
     assert prepare.glibc_needed(program) == (2, 38)
     assert prepare.glibc_needed(b"static") == (0, 0)
     assert vmlinux.kind(program) == ""
+
+
+def test_a_program_left_behind_by_a_killed_process_keeps_the_lock(folder: Path) -> None:
+    script = (
+        "import os; from dmvm import cache, tools\n"
+        "with cache.locked('x', print):\n"
+        "    tools.run(['sh', '-c', 'echo >&2; kill -9 $PPID; sleep 1.5'], need='x', seconds=9)"
+    )
+    subprocess.run([sys.executable, "-c", script], env=os.environ, check=False)
+    with pytest.raises(Unsupported), cache.locked("x", print, seconds=0.2):
+        pytest.fail("the lock was free")
+    with cache.locked("x", print, seconds=10):
+        assert cache.held() != ()
+    assert cache.held() == ()

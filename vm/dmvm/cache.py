@@ -21,6 +21,7 @@ __all__ = [
     "FORMAT",
     "cache_dir",
     "final_folder",
+    "held",
     "locked",
     "make_folder",
     "publish",
@@ -32,6 +33,7 @@ FORMAT: Final = 1
 """Version of the cache's layout; what another version left is made anew."""
 
 _LOCK_SECONDS: Final = 3600.0
+_held: list[int] = []
 
 
 def cache_dir() -> Path:
@@ -90,9 +92,21 @@ def locked(name: str, progress: Callable[[str], None], seconds: float = _LOCK_SE
         _acquire(fd, path, progress, seconds)
         os.ftruncate(fd, 0)
         os.pwrite(fd, str(os.getpid()).encode(), 0)
-        yield
+        _held.append(fd)
+        try:
+            yield
+        finally:
+            _held.remove(fd)
     finally:
         os.close(fd)
+
+
+def held() -> tuple[int, ...]:
+    """Return the descriptors of the locks this process holds.
+
+    A program that inherits them keeps the locks until it ends, also if this process is killed meanwhile.
+    """
+    return tuple(_held)
 
 
 def _acquire(fd: int, path: Path, progress: Callable[[str], None], seconds: float) -> None:

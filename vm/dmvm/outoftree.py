@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dmvm.kernels import Extra, Recipe
     from dmvm.prepare import Site
 
-__all__ = ["Builder"]
+__all__ = ["Builder", "makefile", "take"]
 
 _SECONDS: Final = 300.0
 _TOOLS: Final = (
@@ -77,8 +77,8 @@ class Builder:
         folders = {extra.folder: self._site.work / "build" / extra.folder for extra in extras}
         for folder, into in folders.items():
             here = [extra for extra in extras if extra.folder == folder]
-            _take(archive, folder, [f"{part}.c" for extra in here for part in extra.parts], into)
-            (into / "Makefile").write_text(_makefile(here), encoding="utf-8")
+            take(archive, folder, [f"{part}.c" for extra in here for part in extra.parts], into)
+            (into / "Makefile").write_text(makefile(here), encoding="utf-8")
             self._make(headers, into, need)
         built = [folders[extra.folder] / f"{extra.module}.ko" for extra in extras]
         for module in built:
@@ -141,7 +141,7 @@ def _relocate(folder: Path, root: Path) -> None:
         )
 
 
-def _makefile(extras: Sequence[Extra]) -> str:
+def makefile(extras: Sequence[Extra]) -> str:
     """Return a kbuild makefile for modules of one folder."""
     lines = [f"obj-m += {extra.module}.o" for extra in extras]
     lines += [
@@ -152,7 +152,7 @@ def _makefile(extras: Sequence[Extra]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _take(archive: Path, folder: str, wanted: Sequence[str], into: Path) -> None:
+def take(archive: Path, folder: str, wanted: Sequence[str], into: Path) -> None:
     """Extract files of one folder of a source archive, and the headers in it and below, reading no further.
 
     Raises:

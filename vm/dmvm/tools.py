@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dmcore.errors import Unsupported
+from dmvm import cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,6 +50,8 @@ def run(
 ) -> str:
     """Run a program in a process group of its own to its end; returns what it wrote on stdout.
 
+    It holds the cache's locks that this process holds: should this process be killed, nobody disturbs its rest.
+
     Args:
         argv: The program and its arguments.
         need: What this is for, for the error.
@@ -73,6 +76,7 @@ def run(
                 stderr=err,
                 cwd=cwd,
                 env=environment,
+                pass_fds=cache.held(),
                 start_new_session=True,
             )
         except OSError as error:
