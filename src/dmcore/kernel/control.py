@@ -124,28 +124,30 @@ class Control(ControlNode):
 
     Thread-safe: there is one descriptor and no state that calls share. Every command needs CAP_SYS_ADMIN. Values that
     the kernel would refuse, cut or misread are refused with SpecError before the request. A request that fails raises
-    IoctlError with errno, command, device, what was asked, and for the commands that log their reasons (create, load,
-    suspend, resume, message) the kernel log lines written since: DeviceMissing for ENXIO, DeviceBusy for EBUSY,
+    IoctlError with errno, command, device, what was asked, and for the commands that log their reasons (load, resume, message)
+    the kernel log lines written since: DeviceMissing for ENXIO, DeviceBusy for EBUSY,
     TableRejected where a table was not accepted.
 
     Args:
         path: The node; made (mode 0600) from the number in /proc/misc if it is missing.
 
     Attributes:
-        log: The kernel log as seen by this object.
+        path: The node.
+        log: The kernel log since its first use, for whoever wants to follow it.
+        udev: Whether a udevd was running when the node was opened, so that nodes are udev's.
 
     Raises:
         Unsupported: No device-mapper in the kernel, or no permission.
     """
 
     def _device(
-        self, command: Command, selector: Selector, flags: int = 0, *, event_nr: int = 0, logs: bool = False
+        self, command: Command, selector: Selector, flags: int = 0, *, event_nr: int = 0
     ) -> DeviceInfo:
         """Do a command that only names a device and answers with its header."""
         name, uuid, dev = _select(selector)
         header = DmIoctl(flags, name, uuid, dev, event_nr)
         suspends = command is Command.DM_DEV_SUSPEND
-        reply, _ = self.request(command, header, subject=selector, logs=logs, interruptible=suspends)
+        reply, _ = self.request(command, header, subject=selector, interruptible=suspends)
         return DeviceInfo.of(reply)
 
     def version(self) -> Version:
@@ -223,7 +225,6 @@ class Control(ControlNode):
             kinds=_CREATE_KINDS,
             subject=name,
             detail=f"minor {minor}" if minor is not None else "",
-            logs=True,
         )
         return DeviceInfo.of(reply)
 
@@ -282,7 +283,7 @@ class Control(ControlNode):
             lockfs: Freeze a mounted file system first.
         """
         flags = DmFlag.SUSPEND | (DmFlag.NOFLUSH if noflush else 0) | (0 if lockfs else DmFlag.SKIP_LOCKFS)
-        return self._device(Command.DM_DEV_SUSPEND, selector, flags, logs=True)
+        return self._device(Command.DM_DEV_SUSPEND, selector, flags)
 
     def resume(
         self, selector: Selector, *, noflush: bool = False, lockfs: bool = True, cookie: int = 0

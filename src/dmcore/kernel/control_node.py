@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from dmcore.abi.dm import CLIENT_VERSION, HEADER_SIZE, SIZE_MAX, Command, DmFlag, DmIoctl
 from dmcore.errors import AbiError, DeviceBusy, DeviceMissing, IoctlError, Unsupported
-from dmcore.kernel.kmsg import KernelLog
+from dmcore.kernel import udev
+from dmcore.kernel.kmsg import KernelLog, LogTail
 from dmcore.kernel.syscalls import COPIED, ioctl
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ Kinds = Mapping[int, type[IoctlError]]
 _KINDS: Kinds = {errno.EBUSY: DeviceBusy, errno.ENXIO: DeviceMissing}
 _INTERRUPTS = 64
 _NO_CONFLICT = (0, CLIENT_VERSION[0])  # 0: a secure request was wiped, header and all
-_LOG_LINES = 20
+_LOG_LINES = 100
 _REQUEST = {command: command.request for command in Command}
 Detail = str | Sequence[object]
 
@@ -50,7 +52,7 @@ class _Request:
     kinds: Kinds
     subject: str
     detail: Detail
-    mark: int | None
+    tail: LogTail | None
 
 
 class _PositiveResult(OSError):
@@ -107,7 +109,8 @@ class ControlNode:
 
     Attributes:
         path: The node.
-        log: The kernel log as seen by this object.
+        log: The kernel log since its first use, for whoever wants to follow it.
+        udev: Whether a udevd was running when the node was opened, so that nodes are udev's.
 
     Raises:
         Unsupported: No device-mapper in the kernel, or no permission.
@@ -116,7 +119,9 @@ class ControlNode:
     def __init__(self, path: str | os.PathLike[str] = CONTROL) -> None:
         self.path = Path(path)
         self._fd = _open_control(self.path)
+        self.udev = udev.running()
         self.log = KernelLog()
+        self._threads = threading.local()
 
     def fileno(self) -> int:
         """Return the descriptor; poll(2) says POLLIN once an event happened since the opening or `arm_poll`."""
@@ -128,6 +133,15 @@ class ControlNode:
         if fd >= 0:
             os.close(fd)
         self.log.close()
+        self._threads = threading.local()
+
+    def _tail(self) -> LogTail:
+        """Return this thread's view of the kernel log."""
+        try:
+            tail: LogTail = self._threads.tail
+        except AttributeError:
+            tail = self._threads.tail = LogTail()
+        return tail
 
     def __enter__(self) -> Self:
         return self
@@ -148,7 +162,7 @@ class ControlNode:
             )
         if number == errno.EINVAL and version[0] not in _NO_CONFLICT:
             return AbiError(f"the kernel speaks dm interface {'.'.join(map(str, version))}, this library 4.x")
-        lines = () if request.mark is None else self.log.since(request.mark)[-_LOG_LINES:]
+        lines = () if request.tail is None else request.tail.lines()[-_LOG_LINES:]
         kind = request.kinds.get(number, IoctlError)
         detail = _describe(request.detail)
         if isinstance(error, _PositiveResult):
@@ -188,17 +202,20 @@ class ControlNode:
         """
         if self._fd < 0:
             raise IoctlError(errno.EBADF, command.name, str(subject), "the control node was closed")
+        tail = self._tail() if logs else None
         while True:
             buffer = bytearray(HEADER_SIZE + max(room, len(payload)))
             header.pack_into(buffer, len(buffer))
-            buffer[HEADER_SIZE : HEADER_SIZE + len(payload)] = payload
-            mark = self.log.mark() if logs else None
+            if payload:
+                buffer[HEADER_SIZE : HEADER_SIZE + len(payload)] = payload
+            if tail is not None:
+                tail.begin()
             try:
                 self._ioctl(command, buffer, interruptible=interruptible)
             except OSError as error:
                 if error.errno is None:
                     raise
-                failed = _Request(command, buffer, kinds, str(subject), detail, mark)
+                failed = _Request(command, buffer, kinds, str(subject), detail, tail)
                 raise self._refused(error, failed) from error
             finally:
                 if header.flags & DmFlag.SECURE_DATA:

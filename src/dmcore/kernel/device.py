@@ -57,9 +57,9 @@ def _check_timeout(timeout: float) -> None:
         raise SpecError("timeout", timeout, "seconds, not negative and not endless")
 
 
-def _settled(request: Callable[[int], DeviceInfo], timeout: float) -> DeviceInfo:
+def _settled(control: Control, request: Callable[[int], DeviceInfo], timeout: float) -> DeviceInfo:
     """Do a request that makes a uevent; where udev runs, wait up to `timeout` seconds until it is done with it."""
-    if not udev.running():
+    if not control.udev:
         return request(0)
     with udev.transaction() as cookie:
         info = request(cookie.begin())
@@ -68,9 +68,9 @@ def _settled(request: Callable[[int], DeviceInfo], timeout: float) -> DeviceInfo
         return info
 
 
-def _node(name: str, dev: DevT) -> Path:
+def _node(control: Control, name: str, dev: DevT) -> Path:
     """Return a node for the device: udev's where udev runs, else one of our own making."""
-    if udev.running():
+    if control.udev:
         plain = Path(f"/dev/dm-{dev.minor}")
         for path in (nodes.node_path(name), plain):
             if nodes.is_node(path, dev):
@@ -95,15 +95,22 @@ class Device:
         uuid: Device uuid, "" if it has none.
         dev: Device number.
         path: Its block device node.
+
+    Args:
+        control: The control node that serves it.
+        info: What the kernel says of it.
+        path: Its block device node.
+        owns_node: The node is of our own making: `remove` need not look whether it still is this device's.
     """
 
-    def __init__(self, control: Control, info: DeviceInfo, path: Path) -> None:
+    def __init__(self, control: Control, info: DeviceInfo, path: Path, *, owns_node: bool = False) -> None:
         self.control = control
         self.name = info.name
         self.uuid = info.uuid
         self.dev = info.dev
         self.path = path
         self._removed = False
+        self._owns_node = owns_node
 
     @classmethod
     def create(
@@ -147,8 +154,9 @@ class Device:
             made = True
             refuse_loop(control, lines, dev)
             control.load(name, lines, readonly=readonly, secure=secure)
-            info = _settled(lambda cookie: control.resume(name, cookie=cookie), timeout)
-            return cls(control, info, _node(name, info.dev))
+            info = _settled(control, lambda cookie: control.resume(name, cookie=cookie), timeout)
+            path = _node(control, name, info.dev)
+            return cls(control, info, path, owns_node=not control.udev)
         except BaseException as error:
             if made or not (taken or isinstance(error, DmError)):
                 _discard(control, name, uuid, timeout, error)
@@ -163,7 +171,7 @@ class Device:
             IoctlError: It has no node, and making one failed.
         """
         info = control.info(selector)
-        return cls(control, info, _node(info.name, info.dev))
+        return cls(control, info, _node(control, info.name, info.dev))
 
     @property
     def selector(self) -> Selector:
@@ -244,6 +252,7 @@ class Device:
         _check_timeout(timeout)
         try:
             _settled(
+                self.control,
                 lambda cookie: self.control.resume(
                     self.selector, noflush=noflush, lockfs=lockfs, cookie=cookie
                 ),
@@ -364,10 +373,10 @@ class Device:
         """
         _check_timeout(timeout)
         old = self.name
-        _settled(lambda cookie: self.control.rename(old, name, cookie=cookie), timeout)
+        _settled(self.control, lambda cookie: self.control.rename(old, name, cookie=cookie), timeout)
         self.name = name
         nodes.remove_node(old, self.dev)
-        self.path = _node(name, self.dev)
+        self.path = _node(self.control, name, self.dev)
 
     def remove(self, *, timeout: float = 5.0, deferred: bool = True) -> None:
         """Remove the device and its node; no-op once it is gone.
@@ -389,7 +398,9 @@ class Device:
         pause = _FIRST_PAUSE
         while True:
             try:
-                _settled(lambda cookie: self.control.remove(self.selector, cookie=cookie), timeout)
+                _settled(
+                    self.control, lambda cookie: self.control.remove(self.selector, cookie=cookie), timeout
+                )
                 break
             except DeviceMissing:
                 break
@@ -401,7 +412,7 @@ class Device:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
         self._removed = True
-        nodes.remove_node(self.name, self.dev)
+        nodes.remove_node(self.name, None if self._owns_node else self.dev)
 
     def _leave_to_kernel(self, busy: DeviceBusy, timeout: float, *, deferred: bool) -> None:
         """Mark a device that stays open; return if it went after all, else raise."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["KernelLog"]
+__all__ = ["KernelLog", "LogTail"]
 
 _RECORD_MAX = 8192
 _KEEP = 4096
@@ -28,6 +28,65 @@ def _message(record: bytes) -> tuple[int, str]:
     prefix, _, rest = record.partition(b";")
     raw = _ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), rest.partition(b"\n")[0])
     return int(prefix.split(b",", 2)[1]), raw.decode("utf-8", "replace")
+
+
+def _open(path: str) -> int:
+    """Open the log for reading from its end on, without blocking."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.lseek(fd, 0, os.SEEK_END)
+    return fd
+
+
+def _why(path: str, error: OSError) -> str:
+    return f"{path}: {error.strerror} (reading it may need CAP_SYSLOG)"
+
+
+class LogTail:
+    """The lines since one place, for one thread: the cheapest way to have the reason of a failure at hand.
+
+    Args:
+        path: The log's node; what cannot be opened gives no lines, except that the first failure says why.
+    """
+
+    def __init__(self, path: str = "/dev/kmsg") -> None:
+        self._fd = -1
+        self._unavailable = ""
+        try:
+            self._fd = _open(path)
+        except OSError as error:
+            self._unavailable = _why(path, error)
+
+    def begin(self) -> None:
+        """Forget what was written so far: one lseek(2)."""
+        if self._fd >= 0:
+            os.lseek(self._fd, 0, os.SEEK_END)
+
+    def lines(self) -> list[str]:
+        """Return the lines written since `begin`, at most 4096."""
+        if self._fd < 0:
+            why, self._unavailable = self._unavailable, ""
+            return [f"(the kernel log cannot be read: {why})"] if why else []
+        found: list[str] = []
+        while len(found) < _KEEP:
+            try:
+                found.append(_message(os.read(self._fd, _RECORD_MAX))[1])
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.EPIPE:
+                    return [*found, f"(the kernel log cannot be read: {error.strerror})"]
+                found.append("(lines are lost)")
+        return found
+
+    def close(self) -> None:
+        """Close it; no lines come any more."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            self.close()
 
 
 class KernelLog:
@@ -52,10 +111,9 @@ class KernelLog:
     def _open(self) -> bool:
         if self._fd < 0 and not self.unavailable:
             try:
-                self._fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-                os.lseek(self._fd, 0, os.SEEK_END)
+                self._fd = _open(self._path)
             except OSError as error:
-                self.unavailable = f"{self._path}: {error.strerror} (reading it may need CAP_SYSLOG)"
+                self.unavailable = _why(self._path, error)
         return self._fd >= 0
 
     def _drain(self) -> None:

@@ -53,8 +53,10 @@ def make_node(name: str, dev: DevT) -> Path:
     """
     path = node_path(name)
     try:
-        path.parent.mkdir(mode=0o755, exist_ok=True)
         try:
+            os.mknod(path, stat.S_IFBLK | 0o600, dev.rdev)
+        except FileNotFoundError:
+            path.parent.mkdir(mode=0o755, exist_ok=True)
             os.mknod(path, stat.S_IFBLK | 0o600, dev.rdev)
         except FileExistsError:
             if is_node(path, dev):
