@@ -125,6 +125,16 @@ def test_what_a_killed_process_left_is_cleared(folder: Path) -> None:
     assert other.exists()
 
 
+def test_leftovers_are_swept_but_what_is_in_use_stays(folder: Path) -> None:
+    assert cache.sweep() == []
+    left = folder / "tmp" / "uml-6.1.1"
+    (left / "work").mkdir(parents=True)
+    with cache.locked("local-1", print), cache.workspace("local-1") as mine:
+        assert cache.sweep() == [left]
+        assert mine.is_dir()
+    assert list((folder / "tmp").iterdir()) == []
+
+
 def test_a_lock_is_waited_for_and_its_holder_named(folder: Path) -> None:
     script = (
         "import sys, time; from dmvm import cache\n"

@@ -26,6 +26,7 @@ __all__ = [
     "make_folder",
     "publish",
     "read_manifest",
+    "sweep",
     "workspace",
 ]
 
@@ -146,6 +147,20 @@ def workspace(name: str) -> Generator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep() -> list[Path]:
+    """Remove the workspaces that killed processes left; returns them. Those in use are left alone."""
+    removed: list[Path] = []
+    parent = cache_dir() / "tmp"
+    for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
+        try:
+            with locked(folder.name.rpartition(".")[0], lambda _text: None, seconds=0):
+                shutil.rmtree(folder, ignore_errors=True)
+        except Unsupported:  # somebody holds the lock, so it is in use
+            continue
+        removed.append(folder)
+    return removed
 
 
 def _manifest(name: str) -> Path:

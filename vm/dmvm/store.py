@@ -112,6 +112,7 @@ def _make(
 
     if os.uname().machine != "x86_64":
         raise Unsupported("an x86-64 machine for guests", f"this is {os.uname().machine}")
+    cache.sweep()
     final = cache.final_folder(key)
     site = Site.within(name, workspace, final, progress)
     if name in RECIPES:
