@@ -89,8 +89,8 @@ class Console:
         self._tell(Event("end"))
 
     def _tell(self, event: Event) -> None:
+        os.write(self._ring, b"\0")  # before the event: poll() reads one byte for each event it finds
         self._events.put(event)
-        os.write(self._ring, b"\0")
 
     def fileno(self) -> int:
         """Descriptor that polls readable while events wait."""
