@@ -89,21 +89,21 @@ def test_captured_version(capture):
 
 
 def test_captured_device_states(capture):
-    created = DeviceInfo.of(capture("create")[0])
+    created = DeviceInfo(capture("create")[0])
     assert (created.name, created.uuid, created.dev) == ("cap", "CAP-1", DevT(DM, 0))
     assert not any((created.live, created.inactive, created.suspended, created.readonly))
-    resumed = DeviceInfo.of(capture("resume")[0])
+    resumed = DeviceInfo(capture("resume")[0])
     assert (resumed.live, resumed.uevent_generated, resumed.target_count, resumed.open_count) == (
         True,
         True,
         4,
         0,
     )
-    suspended = DeviceInfo.of(capture("suspend")[0])
+    suspended = DeviceInfo(capture("suspend")[0])
     assert (suspended.suspended, suspended.live, suspended.uevent_generated) == (True, True, False)
-    odd = DeviceInfo.of(capture("status_no_table")[0])
+    odd = DeviceInfo(capture("status_no_table")[0])
     assert (odd.name, odd.uuid, odd.dev) == ("c\u00e4p \udcff", "", DevT(DM, 1))
-    assert DeviceInfo.of(capture("remove")[0]).dev == DevT(0, 0)
+    assert DeviceInfo(capture("remove")[0]).dev == DevT(0, 0)
 
 
 def test_captured_lists(capture):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from dmcore.abi.devt import DevT
 from dmcore.errors import AbiError, SpecError
@@ -153,8 +153,7 @@ def checked_dev(value: int, offset: int) -> DevT:
     return DevT.from_huge(value)
 
 
-@dataclass(frozen=True, slots=True)
-class DmIoctl:
+class DmIoctl(NamedTuple):
     """`struct dm_ioctl`, 312 bytes in the machine's byte order: the head of every request and reply.
 
     Attributes:
@@ -187,11 +186,23 @@ class DmIoctl:
         Raises:
             SpecError: A name or uuid that is too long (the kernel would cut it) or holds NUL.
         """
-        name = _limited("name", self.name, NAME_MAX)
-        uuid = _limited("uuid", self.uuid, UUID_MAX)
-        size = data_size or self.data_size
-        head = (*self.version, size, self.data_start, self.target_count, self.open_count, self.flags)
-        _HEADER.pack_into(buffer, 0, *head, self.event_nr, 0, self.dev, name, uuid)
+        name = _limited("name", self.name, NAME_MAX) if self.name else b""
+        uuid = _limited("uuid", self.uuid, UUID_MAX) if self.uuid else b""
+        _HEADER.pack_into(
+            buffer,
+            0,
+            *self.version,
+            data_size or self.data_size,
+            self.data_start,
+            self.target_count,
+            self.open_count,
+            self.flags,
+            self.event_nr,
+            0,
+            self.dev,
+            name,
+            uuid,
+        )
 
     def pack(self) -> bytes:
         """Return the 312 bytes; raises as `pack_into`."""
@@ -209,25 +220,25 @@ class DmIoctl:
         if len(data) < HEADER_SIZE:
             message = f"dm_ioctl has {HEADER_SIZE} bytes, got {len(data)}"
             raise AbiError(message, len(data))
-        fields = _HEADER.unpack_from(data)
-        size, start, targets, opens, flags, event_nr, _padding, dev = fields[3:11]
-        name, uuid = fields[11:]
-        if b"\0" not in name or b"\0" not in uuid:
+        major, minor, patch, size, start, targets, opens, flags, event_nr, _padding, dev, name, uuid = (
+            _HEADER.unpack_from(data)
+        )
+        if name[-1] | uuid[-1] and (b"\0" not in name or b"\0" not in uuid):
             raise AbiError("a name or uuid without an end", 48)
         if size > len(data):
             message = f"the kernel says it wrote {size} bytes into {len(data)}"
             raise AbiError(message, 12)
         return cls(
             flags,
-            decode_text(name.partition(b"\0")[0]),
-            decode_text(uuid.partition(b"\0")[0]),
+            decode_text(name.partition(b"\0")[0]) if name[0] else "",
+            decode_text(uuid.partition(b"\0")[0]) if uuid[0] else "",
             dev,
             event_nr,
             targets,
             opens,
             size,
             start,
-            fields[:3],
+            (major, minor, patch),
         )
 
     @staticmethod
@@ -249,63 +260,93 @@ class DmIoctl:
         return self.data_start, self.data_size
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class DeviceInfo:
     """What the header of a reply says about a device.
 
     Attributes:
-        name: Device name.
-        uuid: Device uuid, "" if none was set.
-        dev: Device number; 0:0 after a removal.
-        open_count: Openers, dm tables and mounts above included.
-        event_nr: Events so far; target events, renames and removal count, reloads do not.
-        target_count: Lines of the live table, or of the staged one where that was asked for.
-        readonly: The disk is read-only; where the staged table was asked for, that table is.
-        suspended: I/O is held back.
-        live: A table is in use.
-        inactive: A table is staged, a resume would use it.
-        deferred_remove: The device goes away at its last close.
-        internal_suspend: Suspended by another target above, not by a user.
-        uevent_generated: The command made a uevent, so a udev cookie will be completed.
+        header: The header.
     """
 
-    name: str
-    uuid: str
-    dev: DevT
-    open_count: int
-    event_nr: int
-    target_count: int
-    readonly: bool
-    suspended: bool
-    live: bool
-    inactive: bool
-    deferred_remove: bool
-    internal_suspend: bool
-    uevent_generated: bool
+    header: DmIoctl
 
-    @classmethod
-    def of(cls, header: DmIoctl) -> DeviceInfo:
-        """Return the view of a reply's header.
+    @property
+    def name(self) -> str:
+        """Device name."""
+        return self.header.name
+
+    @property
+    def uuid(self) -> str:
+        """Device uuid, "" if none was set."""
+        return self.header.uuid
+
+    @property
+    def dev(self) -> DevT:
+        """Device number; 0:0 after a removal.
 
         Raises:
-            AbiError: A device number that does not fit 32 bits.
+            AbiError: A number that does not fit 32 bits.
         """
-        flags = header.flags
-        return cls(
-            header.name,
-            header.uuid,
-            checked_dev(header.dev, 40),
-            header.open_count,
-            header.event_nr,
-            header.target_count,
-            bool(flags & DmFlag.READONLY),
-            bool(flags & DmFlag.SUSPEND),
-            bool(flags & DmFlag.ACTIVE_PRESENT),
-            bool(flags & DmFlag.INACTIVE_PRESENT),
-            bool(flags & DmFlag.DEFERRED_REMOVE),
-            bool(flags & DmFlag.INTERNAL_SUSPEND),
-            bool(flags & DmFlag.UEVENT_GENERATED),
-        )
+        return checked_dev(self.header.dev, 40)
+
+    @property
+    def open_count(self) -> int:
+        """Openers, dm tables and mounts above included."""
+        return self.header.open_count
+
+    @property
+    def event_nr(self) -> int:
+        """Events so far; target events, renames and removal count, reloads do not."""
+        return self.header.event_nr
+
+    @property
+    def target_count(self) -> int:
+        """Lines of the live table, or of the staged one where that was asked for."""
+        return self.header.target_count
+
+    @property
+    def readonly(self) -> bool:
+        """Whether the disk is read-only; where the staged table was asked for, whether that table is."""
+        return bool(self.header.flags & DmFlag.READONLY)
+
+    @property
+    def suspended(self) -> bool:
+        """Whether I/O is held back."""
+        return bool(self.header.flags & DmFlag.SUSPEND)
+
+    @property
+    def live(self) -> bool:
+        """Whether a table is in use."""
+        return bool(self.header.flags & DmFlag.ACTIVE_PRESENT)
+
+    @property
+    def inactive(self) -> bool:
+        """Whether a table is staged; a resume would use it."""
+        return bool(self.header.flags & DmFlag.INACTIVE_PRESENT)
+
+    @property
+    def deferred_remove(self) -> bool:
+        """Whether the device goes away at its last close."""
+        return bool(self.header.flags & DmFlag.DEFERRED_REMOVE)
+
+    @property
+    def internal_suspend(self) -> bool:
+        """Whether another target above suspended it, not a user."""
+        return bool(self.header.flags & DmFlag.INTERNAL_SUSPEND)
+
+    @property
+    def uevent_generated(self) -> bool:
+        """Whether the command made a uevent, so that a udev cookie will be completed."""
+        return bool(self.header.flags & DmFlag.UEVENT_GENERATED)
+
+    def __repr__(self) -> str:
+        states = (
+            "live", "inactive", "suspended", "readonly", "deferred_remove", "internal_suspend", "uevent_generated",
+        )  # fmt: skip
+        said = [f"{self.name} {self.dev}", *([f"uuid {self.uuid}"] if self.uuid else ())]
+        said += [state for state in states if getattr(self, state)]
+        counts = f"open_count {self.open_count}, event_nr {self.event_nr}, target_count {self.target_count}"
+        return f"<DeviceInfo {', '.join(said)}, {counts}>"
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ from dmcore.errors import (
     TableRejected,
     Unsupported,
 )
-from dmcore.kernel.control_node import CONTROL, ROOM, SMALL_ROOM, ControlNode, Kinds
+from dmcore.kernel.control_node import CONTROL, ROOM, SMALL_ROOM, ControlNode, Kinds, Logs
 from dmcore.kernel.syscalls import COPIED, ioctl
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Control(ControlNode):
         header = DmIoctl(flags, name, uuid, dev, event_nr)
         suspends = command is Command.DM_DEV_SUSPEND
         reply, _ = self.request(command, header, subject=selector, interruptible=suspends)
-        return DeviceInfo.of(reply)
+        return DeviceInfo(reply)
 
     def version(self) -> Version:
         """Return the interface version of the kernel, such as (4, 48, 0)."""
@@ -226,7 +226,7 @@ class Control(ControlNode):
             subject=name,
             detail=f"minor {minor}" if minor is not None else "",
         )
-        return DeviceInfo.of(reply)
+        return DeviceInfo(reply)
 
     def remove(self, selector: Selector, *, deferred: bool = False, cookie: int = 0) -> DeviceInfo:
         """Remove a device with its tables (`dev_remove()`).
@@ -270,7 +270,7 @@ class Control(ControlNode):
         header = DmIoctl(flags, _select(name)[0], event_nr=cookie)
         payload = encode_text(new) + b"\0"
         reply, _ = self.request(Command.DM_DEV_RENAME, header, payload=payload, subject=name, detail=new)
-        return DeviceInfo.of(reply)
+        return DeviceInfo(reply)
 
     def suspend(self, selector: Selector, *, noflush: bool = False, lockfs: bool = True) -> DeviceInfo:
         """Hold back new I/O and wait for what is in flight; no-op on a suspended device (`do_suspend()`).
@@ -305,10 +305,10 @@ class Control(ControlNode):
             kinds=_RESUME_KINDS,
             subject=selector,
             detail="resume",
-            logs=True,
+            logs=Logs.SINCE_LOAD,
             interruptible=True,
         )
-        return DeviceInfo.of(reply)
+        return DeviceInfo(reply)
 
     def info(self, selector: Selector, *, inactive: bool = False) -> DeviceInfo:
         """Return the device's state; with `inactive`, `target_count` and `readonly` are of the staged table."""
@@ -344,7 +344,7 @@ class Control(ControlNode):
                 room=COPIED if secure else 0,
                 subject=selector,
                 detail="(the table holds a key and is not shown)" if secure else lines,
-                logs=True,
+                logs=Logs.FROM_NOW,
             )
         except IoctlError as error:
             if error.errno in _NOT_THE_TABLE or (error.errno == errno.ENXIO and not self.exists(selector)):
@@ -356,7 +356,8 @@ class Control(ControlNode):
         finally:
             if secure:
                 payload[:] = bytes(len(payload))
-        return DeviceInfo.of(reply)
+        self.loaded()
+        return DeviceInfo(reply)
 
     def exists(self, selector: Selector) -> bool:
         """Whether there is such a device."""
@@ -405,7 +406,7 @@ class Control(ControlNode):
         if not 0 <= event_nr < 1 << 32:
             raise SpecError("event_nr", event_nr, "a 32-bit number")
         reply, buffer = self._query(Command.DM_DEV_WAIT, selector, 0, event_nr)
-        return DeviceInfo.of(reply), unpack_lines(reply, buffer)
+        return DeviceInfo(reply), unpack_lines(reply, buffer)
 
     def _query(
         self, command: Command, selector: Selector, flags: int, event_nr: int = 0
@@ -440,7 +441,7 @@ class Control(ControlNode):
             room=ROOM,
             subject=selector,
             detail=detail,
-            logs=True,
+            logs=Logs.FROM_NOW,
         )
         if reply.flags & DmFlag.BUFFER_FULL:
             detail += f"\nthe message was carried out, but its reply is longer than {len(buffer)} bytes"

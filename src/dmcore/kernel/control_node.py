@@ -11,6 +11,7 @@ import stat
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["CONTROL", "ROOM", "SMALL_ROOM", "ControlNode", "Kinds"]
+__all__ = ["CONTROL", "ROOM", "SMALL_ROOM", "ControlNode", "Kinds", "Logs"]
 
 CONTROL = Path("/dev/mapper/control")
 
@@ -43,6 +44,15 @@ _NO_CONFLICT = (0, CLIENT_VERSION[0])  # 0: a secure request was wiped, header a
 _LOG_LINES = 100
 _REQUEST = {command: command.request for command in Command}
 Detail = str | Sequence[object]
+
+
+class Logs(Enum):
+    """Which lines of the kernel log belong to a failed request."""
+
+    NONE = 0
+    FROM_NOW = 1
+    SINCE_LOAD = 2
+    """Those since this thread's last load if no other request that logs came between, else from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +145,23 @@ class ControlNode:
         self.log.close()
         self._threads = threading.local()
 
-    def _tail(self) -> LogTail:
-        """Return this thread's view of the kernel log."""
+    def _tail(self, logs: Logs) -> LogTail | None:
+        """Return this thread's view of the kernel log, from where `logs` says."""
+        if logs is Logs.NONE:
+            return None
         try:
             tail: LogTail = self._threads.tail
         except AttributeError:
             tail = self._threads.tail = LogTail()
+            return tail
+        if logs is Logs.FROM_NOW or not tail.kept:
+            tail.begin()
+        tail.kept = False
         return tail
+
+    def loaded(self) -> None:
+        """Keep the place in the log where this thread's load began: its resume, often the next request, goes with it."""
+        self._threads.tail.kept = True
 
     def __enter__(self) -> Self:
         return self
@@ -191,7 +211,7 @@ class ControlNode:
         kinds: Kinds = _KINDS,
         subject: object = "",
         detail: Detail = "",
-        logs: bool = False,
+        logs: Logs = Logs.NONE,
         interruptible: bool = False,
     ) -> tuple[DmIoctl, bytearray]:
         """Send one request and return the reply's header and bytes.
@@ -202,14 +222,12 @@ class ControlNode:
         """
         if self._fd < 0:
             raise IoctlError(errno.EBADF, command.name, str(subject), "the control node was closed")
-        tail = self._tail() if logs else None
+        tail = self._tail(logs)
         while True:
             buffer = bytearray(HEADER_SIZE + max(room, len(payload)))
             header.pack_into(buffer, len(buffer))
             if payload:
                 buffer[HEADER_SIZE : HEADER_SIZE + len(payload)] = payload
-            if tail is not None:
-                tail.begin()
             try:
                 self._ioctl(command, buffer, interruptible=interruptible)
             except OSError as error:

@@ -46,11 +46,15 @@ class LogTail:
 
     Args:
         path: The log's node; what cannot be opened gives no lines, except that the first failure says why.
+
+    Attributes:
+        kept: For the owner: the next request shall not `begin` anew.
     """
 
     def __init__(self, path: str = "/dev/kmsg") -> None:
         self._fd = -1
         self._unavailable = ""
+        self.kept = False
         try:
             self._fd = _open(path)
         except OSError as error:
