@@ -284,6 +284,8 @@ def let_go() -> None:
     failed: BaseException | None = getattr(sys, "last_value", None)
     while failed is not None:
         traceback.clear_frames(failed.__traceback__)
+        for frame, _ in traceback.walk_tb(failed.__traceback__):
+            _ = frame.f_locals  # before 3.13 a copy of the locals that pytest's report made; this brings it up to date
         failed = failed.__cause__ or failed.__context__
     gc.collect()
 
