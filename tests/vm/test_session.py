@@ -127,6 +127,29 @@ def test_a_panic_and_a_hang_cost_their_tests_only(session: Session) -> None:
     session.assert_nothing_left()
 
 
+def test_the_same_on_qemu(session: Session) -> None:
+    session.write("test_dying.py", DYING)
+    out = session.run(
+        "--dm-vm=qemu", "--dm-kernel=debian-6.12", "--dm-timeout=8", "test_dying.py", timeout=300
+    )
+    assert session.counts == {"failed": 2, "passed": 3}, out
+    assert "Kernel panic - not syncing: sysrq triggered crash" in out
+    assert "test_hang ran longer than 8 s" in out
+    session.assert_nothing_left()
+
+
+def test_a_killed_qemu_costs_the_test(session: Session) -> None:
+    session.write("test_killed.py", WAITING)
+    session.start("--dm-vm=qemu", "--dm-kernel=debian-6.1", "test_killed.py")
+    _started(session)
+    (machine,) = _guest_pids(session)
+    os.kill(machine, signal.SIGKILL)
+    out = session.finish(timeout=300)
+    assert session.counts == {"failed": 1, "passed": 1}, out
+    assert "killed by signal 9" in out
+    session.assert_nothing_left()
+
+
 def test_the_last_test_panics_and_no_guest_is_booted_for_nothing(session: Session) -> None:
     session.write(
         "test_last.py",
