@@ -175,10 +175,23 @@ class VmSession:
             setattr(spec, "dm_kernel", kernel)  # noqa: B010 - XSpec is a bag of attributes
 
     def _command(self, kernel: str) -> list[str]:
-        return [
-            sys.executable, "-m", "dmvm.worker", "--kernel", kernel, "--exchange-root", str(self.folder),
-            "--", sys.executable,
-        ]  # fmt: skip
+        worker = [
+            sys.executable,
+            "-m",
+            "dmvm.worker",
+            "--kernel",
+            kernel,
+            "--exchange-root",
+            str(self.folder),
+        ]
+        shown = [f"--visible={path}" for path in self._needed_paths()]
+        return [*worker, *shown, "--", sys.executable]
+
+    def _needed_paths(self) -> list[Path]:
+        """Return what the tests are made of; the guest has a /tmp of its own, and must be told what to show of ours."""
+        invocation = self.config.invocation_params
+        named = [invocation.dir / str(argument).partition("::")[0] for argument in self.config.args]
+        return [self.config.rootpath, invocation.dir, *(path for path in named if path.exists())]
 
     @pytest.hookimpl
     def pytest_configure_node(self, node: WorkerController) -> None:
