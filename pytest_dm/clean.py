@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Leftover", "clean", "find", "sweep"]
 
+_PATIENCE = 1.0
+"""Seconds for a device that is busy: its owner is dead, so that somebody looks at it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
@@ -62,7 +65,7 @@ def _folders() -> Iterator[Path]:
 
 
 def _remove(control: Control, uuid: str) -> None:
-    Device.find(control, Uuid(uuid)).remove()
+    Device.find(control, Uuid(uuid)).remove(timeout=_PATIENCE)
 
 
 def _mounts(folders: list[Path]) -> Iterator[Leftover]:

@@ -116,39 +116,41 @@ def _guests() -> Iterator[Finding]:
     strong = not guard.startswith("none")
     yield Finding("ok" if strong else "--", "guard of host files", guard)
     for row in store.describe():
-        known = row.state in {"ready", "not fetched"}
-        have = f"{row.state}{f', Linux {row.release}' if row.release and known else ''} ({row.machine})"
-        fix = f"pytest-dm vm build {row.name}" if row.state == "not fetched" else ""
+        have, _, hint = row.state.partition(" -- ")
+        if not have.startswith("unsupported"):
+            have += f"{f', Linux {row.release}' if row.release else ''} ({row.machine})"
+        fix = f"pytest-dm vm build {row.name}" if row.state == "not fetched" else hint
         yield Finding("ok" if row.state == "ready" else "--", row.name, have, fix)
 
 
-def _guest_verdict() -> tuple[bool, str]:
-    """Return whether guests can be had here, and what `pytest --dm-vm` would do."""
-    from dmvm import machine, store  # noqa: PLC0415 - only the doctor looks at all of it
+def _guest_verdict() -> tuple[str, str]:
+    """Return "ready", "fetch" or "no" for guests here, and what `pytest --dm-vm` would do."""
+    from dmvm import machine, qemu, store  # noqa: PLC0415 - only the doctor looks at all of it
 
     try:
         kind, name = machine.choose("auto", None)
-        if store.installed(name) is not None:
-            return True, f"runs every test in a guest: {name} ({kind}), ready"
+        if kind == "qemu":
+            qemu.binary()
     except DmError as error:
-        return False, f"fails: {error}"
-    if find_tool("apt-get") is None:
-        return (
-            False,
-            f"fails: {name} is not fetched, and there is no apt-get to fetch it; give a kernel by its path",
-        )
-    return True, f"fetches {name} ({kind}) once, then runs every test in guests"
+        return "no", f"fails: {error}"
+    (state,) = (row.state for row in store.describe() if row.name == name)
+    if state == "ready":
+        return "ready", f"runs every test in a guest: {name} ({kind}), ready"
+    if state == "not fetched":
+        return "fetch", f"fetches {name} ({kind}) once, then runs every test in guests"
+    return "no", f"fails: {name} is {state}"
 
 
 def _verdicts(choice: Choice) -> Iterator[Finding]:
     guests, text = _guest_verdict()
     if choice.kind == "kernel":
         yield Finding("ok", "pytest", "runs device-mapper tests on this kernel")
-    elif guests and text.endswith("ready"):
+    elif guests == "ready":
         yield Finding("ok", "pytest", "runs device-mapper tests in guests, all others here")
     else:
-        yield Finding("--", "pytest", "skips device-mapper tests", "pytest-dm vm build" if guests else "")
-    yield Finding("ok" if guests else "no", "pytest --dm-vm", text)
+        fix = "pytest-dm vm build, or pytest --dm-vm" if guests == "fetch" else ""
+        yield Finding("--", "pytest", "skips device-mapper tests", fix)
+    yield Finding("no" if guests == "no" else "ok", "pytest --dm-vm", text)
 
 
 def findings() -> dict[str, list[Finding]]:
