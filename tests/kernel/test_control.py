@@ -200,6 +200,17 @@ def test_rejected_tables_say_why(control, name, lines, reason):
         control.load(name, [])
 
 
+def test_the_log_of_something_else_is_not_shown(control, name):
+    control.create(name)
+    with pytest.raises(TableRejected):
+        control.load(name, [TableLine(0, 8, "first")])
+    Path("/dev/kmsg").write_bytes(b"<5>dmcore: before the load\n")
+    with pytest.raises(TableRejected) as caught:
+        control.load(name, [TableLine(0, 8, "second")])
+    assert len(caught.value.kernel_log) == 2
+    assert "second" in caught.value.kernel_log[0]
+
+
 def test_the_log_of_another_failure_is_not_shown(control, name):
     control.create(name)
     for kind in ("nonsense", "rubbish"):

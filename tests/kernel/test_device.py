@@ -64,9 +64,8 @@ def test_a_device_from_beginning_to_end(control, name, disk):
         assert made.deps() == (DevT.parse(str(disk.ref)),)
         with made.path.open("r+b", buffering=0) as file:
             file.write(b"x" * 512)
-        with disk.path.open("rb") as file:
-            file.seek(8 * 512)
-            assert file.read(512) == b"x" * 512
+            os.fsync(file.fileno())
+        assert disk.backing.read_bytes()[8 * 512 : 9 * 512] == b"x" * 512
         assert_agrees(control, made.selector)
         found = Device.find(control, made.dev)
         assert (found.name, found.uuid, found.path) == (made.name, made.uuid, made.path)
@@ -125,13 +124,13 @@ def test_a_name_or_uuid_that_is_taken_stays_with_its_owner(control, name):
             assert everything() == before
 
 
-@pytest.mark.parametrize("uuid", ["", "U"])
-def test_an_interrupt_at_any_line_leaves_nothing(control, name, uuid):
-    """KeyboardInterrupt before each line that create runs in our modules, one after the other."""
+def interrupted_everywhere(work):
+    """Call `work` with KeyboardInterrupt before the first line it runs in our modules, before the second ... to the last.
+
+    Yields after each; the last one was not interrupted.
+    """
     files = {module.__file__ for module in (device, control_module, control_node, below, nodes)}
-    before = everything()[0], sorted(Path("/dev/mapper").iterdir())
-    step = 0
-    interrupted = True
+    step, interrupted = 0, True
     while interrupted:
         step += 1
         left = step
@@ -150,17 +149,38 @@ def test_an_interrupt_at_any_line_leaves_nothing(control, name, uuid):
         interrupted = False
         sys.settrace(trace)
         try:
-            made = Device.create(control, name, ZERO, uuid=uuid and f"U-{name}")
+            work()
         except KeyboardInterrupt:
             interrupted = True
         finally:
             sys.settrace(None)
-        if not interrupted:
-            made.remove()
-        assert control.list_devices(name) == []
-        assert sorted(Path("/dev/mapper").iterdir()) == before[1]
+        yield
     assert step > 50
-    assert everything()[0] == before[0]
+
+
+@pytest.mark.parametrize("uuid", ["", "U"])
+def test_an_interrupt_at_any_line_of_create_leaves_nothing(control, name, uuid):
+    before = everything()
+    made = []
+    for _ in interrupted_everywhere(
+        lambda: made.append(Device.create(control, name, ZERO, uuid=uuid and f"U-{name}"))
+    ):
+        for each in made:
+            each.remove()
+        assert control.list_devices(name) == []
+        assert sorted(Path("/dev/mapper").iterdir()) == before[2]
+    assert len(made) == 1
+    assert everything() == before
+
+
+def test_an_interrupt_at_any_line_of_reload_leaves_one_table_running(control, name):
+    with Device.create(control, name, ZERO) as made:
+        for _ in interrupted_everywhere(lambda: made.reload(ERROR)):
+            state = made.info()
+            assert (state.suspended, state.inactive, state.live) == (False, False, True)
+            if made.table() != ZERO:
+                assert made.table() == ERROR
+                made.reload(ZERO)
 
 
 @pytest.mark.skipif(udev.running(), reason="a udevd makes the nodes here")
@@ -358,6 +378,21 @@ def test_messages_and_status(control, name, disk):
         assert status[1] == Dust.parse_status(table.lines[1].target, f"{disk.ref} bypass verbose")
 
 
+def test_other_threads_run_while_a_message_waits(control, name, disk):
+    """A mark of log-writes waits for the log's device, and only another thread can let that one go on."""
+    with (
+        Device.create(control, f"{name}-log", linear(disk.ref, 8192, 8192)) as log,
+        Device.create(control, name, Table.parse(f"0 8192 log-writes {disk.ref} {log.ref}")) as made,
+    ):
+        log.suspend(noflush=True)
+        marker = threading.Thread(target=made.message, args=("mark here",))
+        marker.start()
+        time.sleep(0.1)
+        log.resume()
+        marker.join(10)
+        assert not marker.is_alive()
+
+
 def test_wait(control, name):
     with Device.create(control, name, ZERO, uuid=f"U-{name}") as made:
         assert made.wait(99) == 0
@@ -367,6 +402,12 @@ def test_wait(control, name):
         assert caught.value.errno == errno.ETIMEDOUT
         assert 0.2 <= time.monotonic() - started < 3
         other = Device.create(control, f"{name}-other", ZERO)
+        threading.Timer(0.1, control.rename, (other.name, f"{name}-renamed")).start()
+        worked = time.process_time()
+        with pytest.raises(IoctlError):
+            made.wait(timeout=0.8)
+        assert time.process_time() - worked < 0.4
+        other = Device.find(control, f"{name}-renamed")
         threading.Timer(0.1, other.remove).start()
         threading.Timer(0.2, control.rename, (name, f"{name}-new")).start()
         assert made.wait(timeout=10) == 1
