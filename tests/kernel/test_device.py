@@ -378,19 +378,21 @@ def test_messages_and_status(control, name, disk):
         assert status[1] == Dust.parse_status(table.lines[1].target, f"{disk.ref} bypass verbose")
 
 
-def test_other_threads_run_while_a_message_waits(control, name, disk):
-    """A mark of log-writes waits for the log's device, and only another thread can let that one go on."""
-    with (
-        Device.create(control, f"{name}-log", linear(disk.ref, 8192, 8192)) as log,
-        Device.create(control, name, Table.parse(f"0 8192 log-writes {disk.ref} {log.ref}")) as made,
-    ):
-        log.suspend(noflush=True)
-        marker = threading.Thread(target=made.message, args=("mark here",))
-        marker.start()
+def test_other_threads_run_while_a_long_request_waits(control, name, disk):
+    """A snapshot's load reads its store, and only another thread can let the device below go on."""
+    with Device.create(control, f"{name}-store", linear(disk.ref, 8192, 8192)) as store:
+        control.create(name)
+        line = TableLine(0, 4096, "snapshot", f"{disk.ref} {store.ref} P 8")
+        store.suspend(noflush=True)
+        loader = threading.Thread(target=control.load, args=(name, [line]), kwargs={"secure": True})
+        loader.start()
         time.sleep(0.1)
-        log.resume()
-        marker.join(10)
-        assert not marker.is_alive()
+        assert loader.is_alive()
+        store.resume()
+        loader.join(10)
+        assert not loader.is_alive()
+        assert control.info(name).inactive
+        control.remove(name)
 
 
 def test_wait(control, name):
