@@ -25,6 +25,7 @@ from dmcore.kernel.device import Device
 from dmcore.kernel.loop import LoopDevice
 from dmcore.table import Table
 from dmcore.targets import Dust
+from dmcore.targets._raw import Raw
 
 pytestmark = pytest.mark.dm
 
@@ -85,7 +86,7 @@ def taken(control, name, uuid=""):
 
 FAILURES = {
     "unknown target": ("0 8 nonsense", TableRejected),
-    "bad table": ("0 8 unstriped 2 x 0 {disk} 0", TableRejected),
+    "bad table": (Table.of(Raw("striped", "2 x"), 8), TableRejected),
     "missing lower device": ("0 8 linear /dev/nowhere 0", TableRejected),
     "lower device unregistered": ("0 8 linear 240:7 0", TableRejected),
     "lower path no device": ("0 8 linear /dev/null 0", TableRejected),
@@ -98,11 +99,11 @@ FAILURES = {
 
 @pytest.mark.parametrize("case", FAILURES)
 def test_a_create_that_fails_leaves_nothing(control, name, disk, case):
-    text, error = FAILURES[case]
+    given, error = FAILURES[case]
     probe = control.create(f"{name}-probe")
     control.remove(f"{name}-probe")
     before = everything()
-    table = Table.parse(text.format(disk=disk.ref, self=probe.dev))
+    table = given if isinstance(given, Table) else Table.parse(given.format(disk=disk.ref, self=probe.dev))
     for uuid in ("", f"U-{name}"):
         with pytest.raises(error) as caught:
             Device.create(control, name, table, uuid=uuid)
