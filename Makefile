@@ -6,7 +6,7 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
 # What the examples need of the distribution; the guest kernels are fetched by pytest-dm itself, without root.
 DEMO_PACKAGES = python3-venv e2fsprogs
-TEST_PACKAGES = $(DEMO_PACKAGES) dmsetup xfsprogs btrfs-progs gcc make libelf1 zstd qemu-system-x86 udev
+TEST_PACKAGES = $(DEMO_PACKAGES) dmsetup cryptsetup-bin xfsprogs btrfs-progs gcc make libelf1 zstd qemu-system-x86 udev thin-provisioning-tools
 
 .PHONY: demo test test-host test-kernels test-qemu test-wheel lint bench clean
 

@@ -14,7 +14,7 @@ from dmcore.errors import ParseError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["U32_MAX", "U64_MAX", "Tokens", "quote", "split_words"]
+__all__ = ["U32_MAX", "U64_MAX", "Tokens", "masked", "quote", "split_words"]
 
 U32_MAX = 2**32 - 1
 U64_MAX = 2**64 - 1
@@ -23,6 +23,9 @@ _SPACE = b" \t\n\v\f\r\xa0"
 _BACKSLASH = ord("\\")
 _QUOTED = re.compile(rb"[ \t\n\v\f\r\xa0\\]")
 _DIGITS = re.compile(r"[0-9]+")
+_WITH_KEYS = frozenset({"crypt", "integrity"})
+_KEYED = frozenset({"internal_hash", "journal_crypt", "journal_mac"})
+_LONG_HEX = re.compile("[0-9a-fA-F]{24}")
 _MANY_DIGITS = 4000
 """Digits that `int` converts without complaint."""
 
@@ -79,8 +82,43 @@ def quote(word: str) -> str:
     return _text(_QUOTED.sub(lambda match: b"\\" + match[0], _raw(word)))
 
 
+def _key_in_place(word: str) -> str:
+    return f"<{len(word) // 2}-byte-key>"
+
+
+def _masked_word(target: str, index: int, word: str) -> str:
+    """Return the word of a target's parameters, or what stands for it if it holds a key."""
+    if target == "crypt":
+        keyring = word.startswith(":") and word.count(":") >= 3
+        if (index == 1 and word != "-" and not keyring) or _LONG_HEX.search(word):
+            return _key_in_place(word)
+    elif target == "integrity":
+        name, *rest = word.split(":", 2)
+        if name.lower() in _KEYED and len(rest) == 2:
+            return f"{name}:{rest[0]}:{_key_in_place(rest[1])}"
+        if _LONG_HEX.search(word):
+            return _key_in_place(word)
+    return word
+
+
+def masked(target: str, params: str) -> str:
+    """Return parameters of a table line, right or wrong, fit to be shown: `<32-byte-key>` stands for each key.
+
+    Neither this library nor the kernel takes such a word for a key. Names of keys in a kernel keyring stay.
+
+    Args:
+        target: Kernel name of the target.
+        params: Its parameters; those of targets without keys come back as they are.
+    """
+    if target not in _WITH_KEYS:
+        return params
+    words = split_words(params)
+    shown = [_masked_word(target, index, word) for index, word in enumerate(words)]
+    return params if shown == words else " ".join(map(quote, shown))
+
+
 class Tokens:
-    """A cursor over the words of one text; every failure names the word and its position."""
+    """A cursor over the words of one text; every failure names the word and its position, and shows no key."""
 
     def __init__(self, text: str, *, target: str = "") -> None:
         self.text = text
@@ -105,7 +143,10 @@ class Tokens:
         """Return the error for the current word (`back`=1: the one just taken)."""
         index = self._index - back
         word = self._words[index] if index < len(self._words) else None
-        return ParseError(self.text, index, word, expected, self.target)
+        text = masked(self.target, self.text)
+        if text != self.text and word is not None:
+            word = split_words(text)[index]
+        return ParseError(text, index, word, expected, self.target)
 
     def peek(self) -> str | None:
         """Return the current word without taking it; None at the end."""

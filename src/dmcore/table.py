@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dmcore import registry, validate
 from dmcore.abi.dm import TableLine
 from dmcore.errors import ParseError, SpecError
-from dmcore.params import Tokens
+from dmcore.params import Tokens, masked
 from dmcore.ref import Ref
 from dmcore.target import Target
 from dmcore.targets._raw import Raw
@@ -35,6 +35,9 @@ _NUMBER = r"[0-9]{1,4000}"
 _LINE = re.compile(
     rf"(?P<start>{_NUMBER})\s+(?P<length>{_NUMBER})\s+(?P<type>\S+)(?P<params>(?:\s.*)?)", re.ASCII
 )
+_HAS_KEYS = re.compile(r"crypt|integrity|hash")
+_KEY_LIKE = re.compile(r"[0-9a-fA-F]{24,}")
+"""What might be a key in a line of which nothing else is known."""
 _COMMENT = re.compile(r"(?:^|\s)#.*", re.ASCII)
 _WORDS = ("the start sector", "the length in sectors", "a target's name")
 
@@ -74,7 +77,8 @@ class Line:
         return TableLine(self.start, self.length, self.target.kernel_type, self.target.encode(resolve))
 
     def __str__(self) -> str:
-        return f"{self.start} {self.length} {self.target.kernel_type} {self.target.encode(str)}".rstrip()
+        kind = self.target.kernel_type
+        return f"{self.start} {self.length} {kind} {masked(kind, self.target.encode(str))}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,8 @@ class Table:
         lines: At least one, at most 2^20, in order.
 
     Raises:
-        SpecError: No line, too many, or the first that leaves a gap or overlaps, as `lines[2].start`.
+        SpecError: No line, too many, a target among others that must be alone, or the first line that leaves a gap or
+            overlaps, as `lines[2].start`.
     """
 
     lines: tuple[Line, ...]
@@ -102,6 +107,9 @@ class Table:
                 where = f"the line before, which ends at {end}" if index else "the device's first sector, 0"
                 raise SpecError(f"lines[{index}].start", line.start, f"{wrong} {where}")
             end = line.end
+            if line.target.singleton and len(self.lines) > 1:
+                only = f"{line.target.kernel_type} must be the only line of its table"
+                raise SpecError("lines", len(self.lines), only)
 
     @classmethod
     def of(cls, target: Target, length: int) -> Table:
@@ -140,6 +148,16 @@ class Table:
         """Return the devices below, each once, in the order the table names them first."""
         return tuple(dict.fromkeys(ref for line in self.lines for ref in line.target.refs()))
 
+    @property
+    def readonly(self) -> bool:
+        """Whether a target can only be loaded read-only: pass it to `Control.load`; `Device` looks by itself."""
+        return any(line.target.readonly for line in self.lines)
+
+    @property
+    def secret(self) -> bool:
+        """Whether a line holds a key: pass it as `secure` to `Control.load`; `Device` looks by itself."""
+        return any(line.target.secret for line in self.lines)
+
     def needs(self) -> tuple[Requirement, ...]:
         """Return what a kernel must offer to load the table, each requirement once."""
         return tuple(dict.fromkeys(line.target.needs() for line in self.lines))
@@ -149,7 +167,10 @@ class Table:
         return Table(Line(line.start, line.length, line.target.readback(features)) for line in self.lines)
 
     def encode(self, resolve: Resolve) -> list[TableLine]:
-        """Return the lines as the kernel's records hold them, each device as the word that `resolve` gives."""
+        """Return the lines as the kernel's records hold them, each device as the word that `resolve` gives.
+
+        Keys are in them; `str(table)`, and `str` and `repr` of each record, show `<32-byte-key>` instead.
+        """
         return [line.encode(resolve) for line in self.lines]
 
     def __str__(self) -> str:
@@ -176,6 +197,7 @@ class _Fields(NamedTuple):
 
 
 def _not_a_line(line: str) -> ParseError:
+    line = line if _HAS_KEYS.search(line) is None else _KEY_LIKE.sub("<key>", line)
     words = line.split()
     for index, expected in enumerate(_WORDS):
         word = words[index] if index < len(words) else None
@@ -193,7 +215,7 @@ def _decoded(index: int, line: TableLine | _Fields, lookup: Lookup) -> Line:
         target = kind.decode(Tokens(line.params, target=line.type), lookup)
         return Line(line.start, line.length, target)
     except ParseError as error:
-        text = f"{line.start} {line.length} {line.type} {line.params}"
+        text = f"{line.start} {line.length} {line.type} {masked(line.type, line.params)}"
         raise ParseError(text, error.index + 3, error.word, error.expected, line.type) from None
     except SpecError as error:
         raise SpecError(f"lines[{index}].{error.field}", error.value, error.reason) from None

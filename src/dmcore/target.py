@@ -94,6 +94,7 @@ class Feature:
         params: Table parameters to load on a tiny device; `{dev}` stands for a device below, which reads as zeros.
         prints: The kernel prints exactly these parameters for the loaded table (trailing blanks aside).
         refuses: The kernel does not accept these parameters (it did when it looked at less of them).
+        fails: The kernel understands `params`, and refuses them with this errno: what they name does not exist.
         limit: This file of the live device's `queue` folder in sysfs has a number above 0.
         sectors: Length of the device.
     """
@@ -101,6 +102,7 @@ class Feature:
     params: str
     prints: str | None = None
     refuses: str | None = None
+    fails: int | None = None
     limit: str | None = None
     sectors: int = 8
 
@@ -135,6 +137,9 @@ class Message(ABC, Generic[R]):
     """Base of the typed messages; subclasses are frozen dataclasses of a target's file."""
 
     __slots__ = ()
+
+    secret: ClassVar[bool] = False
+    """Whether the text holds a key: it is sent as secure data, and no error shows it."""
 
     @abstractmethod
     def encode(self) -> str:
@@ -199,6 +204,10 @@ class Target(ABC):
         kernel_name: The word in a table line.
         kernel_module: Module that provides it, without `.ko`; "dm-mod" for the built-in ones.
         features: What only some kernels have, by its name in full: "flakey.error_reads".
+        readonly: The kernel takes it in read-only tables only.
+        singleton: It must be the only line of its table.
+        failed: Where a failed target's table is not told any more: what the kernel prints instead, for table and status
+            alike, and the status that means.
     """
 
     __slots__ = ()
@@ -206,11 +215,19 @@ class Target(ABC):
     kernel_name: ClassVar[str]
     kernel_module: ClassVar[str]
     features: ClassVar[Mapping[str, Feature]] = {}
+    readonly: ClassVar[bool] = False
+    singleton: ClassVar[bool] = False
+    failed: ClassVar[tuple[str, Status] | None] = None
 
     @property
     def kernel_type(self) -> str:
         """The target's word in a table line; the class's `kernel_name` but for `Raw`."""
         return self.kernel_name
+
+    @property
+    def secret(self) -> bool:
+        """Whether `encode` gives words that hold a key, so that a load must be secure."""
+        return False
 
     @abstractmethod
     def refs(self) -> tuple[Ref, ...]:

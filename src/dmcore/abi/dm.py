@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from dmcore.abi.devt import DevT
 from dmcore.errors import AbiError, SpecError
+from dmcore.params import masked
 
 __all__ = [
     "CLIENT_VERSION",
@@ -357,7 +358,8 @@ class TableLine:
         start: First sector of the dm device.
         length: Sectors.
         type: Kernel name of the target, 1..15 bytes.
-        params: Parameter words, or status text; exactly as the kernel gave it, trailing blanks included.
+        params: Parameter words, or status text; exactly as the kernel gave it, trailing blanks included. It may hold
+            keys, which `str` and `repr` of the line do not show.
 
     Raises:
         SpecError: A value that the record cannot hold.
@@ -380,7 +382,11 @@ class TableLine:
 
     def __str__(self) -> str:
         line = f"{self.start} {self.length} {self.type}"
-        return f"{line} {self.params}" if self.params else line
+        return f"{line} {masked(self.type, self.params)}" if self.params else line
+
+    def __repr__(self) -> str:
+        shown = masked(self.type, self.params)
+        return f"TableLine(start={self.start}, length={self.length}, type={self.type!r}, params={shown!r})"
 
 
 @dataclass(frozen=True, slots=True)

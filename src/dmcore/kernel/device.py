@@ -9,9 +9,11 @@ import contextlib
 import errno
 import select
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from dmcore import registry
 from dmcore.errors import DeviceBusy, DeviceMissing, DmError, IoctlError, SpecError
 from dmcore.kernel import nodes, udev
 from dmcore.kernel.below import refuse_loop
@@ -78,6 +80,27 @@ def _node(control: Control, name: str, dev: DevT) -> Path:
     return nodes.make_node(name, dev)
 
 
+def _failed(line: TableLine) -> Status | None:
+    """Return the status of a target that failed and whose table the kernel does not tell any more; None for others."""
+    kind = registry.find(line.type)
+    failed = kind.failed if kind else None
+    return failed[1] if failed and line.params.strip() == failed[0] else None
+
+
+def _statuses(lines: Sequence[TableLine], found: Sequence[TableLine]) -> list[Status]:
+    """Return the typed status of each line of a table, from the texts of table and status."""
+    failed = [_failed(line) for line in lines]
+    told = [
+        line if status is None else replace(line, type="error", params="")
+        for line, status in zip(lines, failed, strict=True)
+    ]
+    table = Table.from_lines(told).lines if told else ()
+    return [
+        line.target.parse_status(text.params) if status is None else status
+        for line, text, status in zip(table, found, failed, strict=True)
+    ]
+
+
 def _text(lines: Sequence[TableLine]) -> str:
     return "\n".join(str(line).rstrip() for line in lines)
 
@@ -133,11 +156,11 @@ class Device:
             name: 1..127 bytes without '/'; not "control", "." or "..".
             table: What it does; checked and encoded before anything is created.
             uuid: Up to 128 bytes.
-            readonly: Load the table read-only.
+            readonly: Load the table read-only, as is always done with one that must be (`Table.readonly`).
             minor: Minor number to take; the lowest free one if None.
             devices: Which device ("7:0" or a path) stands for a `Ref` name of the table; numbers and absolute
                 paths need no entry.
-            secure: The table holds a key, see `Control.load`.
+            secure: The table holds a key, see `Control.load`; one that knows so (`Table.secret`) is always loaded so.
             timeout: Seconds for udev, where it runs, and for taking the device down after a failure.
 
         Raises:
@@ -153,7 +176,7 @@ class Device:
             dev = control.create(name, uuid, minor=minor).dev
             made = True
             refuse_loop(control, lines, dev)
-            control.load(name, lines, readonly=readonly, secure=secure)
+            control.load(name, lines, readonly=readonly or table.readonly, secure=secure or table.secret)
             info = _settled(control, lambda cookie: control.resume(name, cookie=cookie), timeout)
             path = _node(control, name, info.dev)
             return cls(control, info, path, owns_node=not control.udev)
@@ -207,7 +230,7 @@ class Device:
         return Table.from_lines(self.control.table(self.selector, inactive=inactive))
 
     def table_text(self, *, inactive: bool = False) -> str:
-        """Return the table's lines as text, without blanks at their ends; "" without a table."""
+        """Return the table's lines as text, without blanks at their ends and without keys; "" without a table."""
         return _text(self.control.table(self.selector, inactive=inactive))
 
     def status(self, *, noflush: bool = False) -> list[Status]:
@@ -223,10 +246,7 @@ class Device:
             if [(line.start, line.length, line.type) for line in lines] == [
                 (line.start, line.length, line.type) for line in found
             ]:
-                table = Table.from_lines(lines).lines if lines else ()
-                return [
-                    line.target.parse_status(text.params) for line, text in zip(table, found, strict=True)
-                ]
+                return _statuses(lines, found)
         raise IoctlError(errno.EAGAIN, "DM_TABLE_STATUS", self.name, "the table keeps changing")
 
     def status_text(self, *, noflush: bool = False) -> str:
@@ -292,7 +312,7 @@ class Device:
             lockfs: Freeze a mounted file system while suspended.
             readonly: Make the device read-only; False makes it writable.
             devices: As for `create`.
-            secure: The table holds a key.
+            secure: As for `create`.
 
         Raises:
             TableRejected: The kernel does not accept the table.
@@ -302,7 +322,9 @@ class Device:
         refuse_loop(self.control, lines, self.dev)
         staged = False
         try:
-            self.control.load(self.selector, lines, readonly=readonly, secure=secure)
+            self.control.load(
+                self.selector, lines, readonly=readonly or table.readonly, secure=secure or table.secret
+            )
             staged = True
             self.suspend(noflush=noflush, lockfs=lockfs)
             self.resume(noflush=noflush, lockfs=lockfs)
@@ -333,7 +355,7 @@ class Device:
             IoctlError: The target refused it.
             ParseError: A reply that the message's class does not understand.
         """
-        return message.parse_reply(self.message(message.encode(), sector))
+        return message.parse_reply(self.message(message.encode(), sector, secure=message.secret))
 
     def wait(self, event_nr: int | None = None, *, timeout: float = 10.0) -> int:
         """Wait until the event number differs from `event_nr`, and return it.

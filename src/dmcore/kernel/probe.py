@@ -108,7 +108,7 @@ def _probed(control: Control, kind: type[Target]) -> Features:
         _lower_table(control, lower)
         control.resume(lower)
         for name, feature in kind.features.items():
-            if _has(control, owner, kind.kernel_name, feature, lower):
+            if _has(control, owner, kind, feature, lower):
                 found.add(name)
     return frozenset(found)
 
@@ -130,23 +130,23 @@ def _lower_table(control: Control, lower: DevT) -> None:
         control.load(lower, [TableLine(0, _LOWER_SECTORS, "error")])
 
 
-def _has(control: Control, owner: Owner, kernel_name: str, feature: Feature, lower: DevT) -> bool:
+def _has(control: Control, owner: Owner, kind: type[Target], feature: Feature, lower: DevT) -> bool:
     with ExitStack() as stack:
         device = _device(control, stack, owner)
 
-        def accepts(params: str) -> bool:
-            line = TableLine(0, feature.sectors, kernel_name, params.format(dev=lower))
+        def failure(params: str) -> int | None:
+            line = TableLine(0, feature.sectors, kind.kernel_name, params.format(dev=lower))
             try:
-                control.load(device, [line])
+                control.load(device, [line], readonly=kind.readonly)
             except IoctlError as error:
-                if error.errno not in _REFUSED:
+                if error.errno not in _REFUSED | {feature.fails}:
                     raise
-                return False
-            return True
+                return error.errno
+            return None
 
-        if feature.refuses is not None and accepts(feature.refuses):
+        if feature.refuses is not None and failure(feature.refuses) is None:
             return False
-        if not accepts(feature.params):
+        if failure(feature.params) != feature.fails:
             return False
         if feature.prints is not None:
             printed = control.table(device, inactive=True)[0].params.strip()
