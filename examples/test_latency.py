@@ -15,10 +15,10 @@ def seconds(action, *args):
 
 
 def test_reads_and_writes_have_their_own_delay(dm_delay):
-    dm_delay.set(read_ms=0, write_ms=300)
+    dm_delay.set(read_ms=0, write_ms=500)
 
-    assert seconds(dm_delay.read, 0, BLOCK) < 0.25
-    assert seconds(dm_delay.write, 0, bytes(BLOCK)) >= 0.25
+    assert seconds(dm_delay.read, 0, BLOCK) < 0.45
+    assert seconds(dm_delay.write, 0, bytes(BLOCK)) >= 0.45
 
 
 def test_a_deadline_is_kept(dm_delay):

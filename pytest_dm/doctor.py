@@ -148,7 +148,7 @@ def _verdicts(choice: Choice) -> Iterator[Finding]:
     elif guests == "ready":
         yield Finding("ok", "pytest", "runs device-mapper tests in guests, all others here")
     else:
-        fix = "pytest-dm vm build, or pytest --dm-vm" if guests == "fetch" else ""
+        fix = "pytest-dm vm build" if guests == "fetch" else ""
         yield Finding("--", "pytest", "skips device-mapper tests", fix)
     yield Finding("no" if guests == "no" else "ok", "pytest --dm-vm", text)
 

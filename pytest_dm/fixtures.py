@@ -67,8 +67,8 @@ def _factory(request: pytest.FixtureRequest, wants: Wants, here: Backend) -> Ite
         yield dm
     finally:
         runtime.roots.remove(dm)
-        if Options.of(request.config).keep and isinstance(node, pytest.Item) and reporting.failed(node):
-            reporting.tell_kept(node, dm.keep())
+        if isinstance(node, pytest.Item) and reporting.keeps(node):
+            dm.keep()
         else:
             dm.close()
 

@@ -18,11 +18,10 @@ if TYPE_CHECKING:
     from pytest_dm.factory import Dm
     from pytest_dm.runtime import Runtime
 
-__all__ = ["add_sections", "begin", "failed", "header", "summarize", "tell_kept"]
+__all__ = ["add_sections", "begin", "failed", "header", "keeps", "summarize"]
 
 _MARK = pytest.StashKey[int]()
 _FAILED = pytest.StashKey[bool]()
-_KEPT = pytest.StashKey[list[str]]()
 _LOG_LINES = 200
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]+")
 
@@ -76,6 +75,7 @@ def add_sections(item: pytest.Item, report: pytest.TestReport) -> None:
         ("dm tables", _tables(runtime)),
         ("dm status", _statuses(runtime)),
         ("kernel log", _kernel_log(item, runtime)),
+        ("--dm-keep", _kept(item)),
     )
     sections = [(title, "\n".join(lines)) for title, lines in made if lines]
     report.sections.extend(sections)
@@ -97,27 +97,26 @@ def _artifacts(config: pytest.Config) -> Path | None:
     return Options.of(config).artifacts
 
 
-def tell_kept(item: pytest.Item, kept: list[str]) -> None:
-    """Say at the session's end what was left in place for a failed test."""
-    if kept:
-        told = item.config.stash.setdefault(_KEPT, [])
-        told.append(f"{item.nodeid}:")
-        told.extend(f"  {line}" for line in kept)
-
-
 def summarize(config: pytest.Config, reporter: pytest.TerminalReporter) -> None:
-    """Print what `--dm-keep` left, and how to remove it; and what an earlier session left that would not go."""
+    """Print what an earlier session left that would not go."""
     runtime = backend.open_runtime(config)
     if runtime is not None and runtime.problems:
         reporter.section("leftovers of an earlier session")
         for line in runtime.problems:
             reporter.write_line(line)
-    lines = config.stash.get(_KEPT, None)
-    if lines:
-        reporter.section("devices left by --dm-keep")
-        for line in lines:
-            reporter.write_line(line)
-        reporter.write_line("remove them with: pytest-dm clean")
+
+
+def keeps(item: pytest.Item) -> bool:
+    """Whether `--dm-keep` leaves this test's devices in place; in a guest, which ends anyway, it does not."""
+    return Options.of(item.config).keep and failed(item) and not backend.in_guest()
+
+
+def _kept(item: pytest.Item) -> list[str]:
+    if keeps(item):
+        return ["the test's devices and mounts stay as they are; remove them with: pytest-dm clean"]
+    if Options.of(item.config).keep:
+        return ["nothing is kept: the guest ends with the session"]
+    return []
 
 
 def header(config: pytest.Config) -> str | None:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmcore.errors import Unsupported
+from dmcore.errors import SpecError, Unsupported
 from dmcore.kernel.control import Control
 from dmcore.owner import PREFIX, Owner
 from pytest_dm.backend import find_tool
@@ -93,8 +93,11 @@ class Runtime:
         """Make a sparse file of `size` bytes.
 
         Raises:
+            SpecError: A label that is no part of a file's name.
             OSError: No space, or too large for the file system; nothing is left.
         """
+        if not label or "/" in label or "\0" in label:
+            raise SpecError("label", label, "a part of a file's name, without '/'")
         path = self.folder / f"{next(self._numbers)}-{label}.img"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:

@@ -285,7 +285,7 @@ def let_go() -> None:
     while failed is not None:
         traceback.clear_frames(failed.__traceback__)
         for frame, _ in traceback.walk_tb(failed.__traceback__):
-            _ = frame.f_locals  # before 3.13 a copy of the locals that pytest's report made; this brings it up to date
+            _ = frame.f_locals  # before 3.13 this is a copy, made for the report: brings it up to date
         failed = failed.__cause__ or failed.__context__
     gc.collect()
 

@@ -9,7 +9,7 @@ import pytest
 
 from dmcore.errors import SpecError
 
-LATE = 200
+LATE = 400
 TICK = 0.02
 pytestmark = pytest.mark.dm(size="1M")
 

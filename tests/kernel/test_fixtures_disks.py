@@ -295,6 +295,8 @@ class TestNothingIsLeft:
     def test_a_label_that_is_none(self, dm, dm_backend, before):
         with pytest.raises(SpecError, match="label"):
             dm.create("0 8 zero", label="a/b")
+        with pytest.raises(SpecError, match="label"):
+            dm.loop("1M", label="a/b")
         assert self.everything(dm_backend) == before
 
     def test_lower_and_size_together(self, dm, dm_backend):

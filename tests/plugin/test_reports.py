@@ -14,12 +14,16 @@ pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.dm(needs=("flakey", "dust"))
 
 
+def ours(dm_backend):
+    return {entry.name for entry in dm_backend.runtime.control.list_devices(uuid_prefix="PYTESTDM-")}
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left(dm_backend):
     """Whatever a test does here, the devices of its inner run must be gone."""
+    before = ours(dm_backend)
     yield
-    left = dm_backend.runtime.control.list_devices(uuid_prefix="PYTESTDM-")
-    assert [entry.name for entry in left] == []
+    assert ours(dm_backend) == before
 
 
 LEAN = ("-W", "error", "-p", "no:hypothesispytest", "-p", "no:cacheprovider", "-p", "no:xdist")
@@ -213,15 +217,23 @@ def test_what_cannot_hold_a_file_system(pytester):
     result.stdout.fnmatch_lines(["*dm_zero cannot hold a file system (ext4)*"])
 
 
-def test_keep_and_clean(pytester, dm_backend):
+def test_keep_has_no_effect_in_a_guest_that_ends_anyway(pytester, monkeypatch):
+    monkeypatch.setenv("PYTEST_DM_GUEST", "uml-6.12")
+    result = run(pytester, "def test_it(dm_flakey): assert False\n", "--dm-keep")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["* --dm-keep *", "nothing is kept: *"])
+
+
+def test_keep(pytester, dm_backend, monkeypatch):
+    monkeypatch.delenv("PYTEST_DM_GUEST", raising=False)
     code = "def test_it(dm_flakey): assert False\ndef test_fine(dm_linear): ...\n"
+    before = ours(dm_backend)
     result = run(pytester, code, "--dm-keep")
     result.assert_outcomes(failed=1, passed=1)
-    left = [entry.name for entry in dm_backend.runtime.control.list_devices(uuid_prefix="PYTESTDM-")]
+    left = list(ours(dm_backend) - before)
     assert len(left) == 1
     assert left[0].endswith("-flakey")
-    result.stdout.fnmatch_lines(["*devices left by --dm-keep*", "*test_it:", f"*{left[0]}: 0 131072 flakey*"])
-    result.stdout.fnmatch_lines(["*pytest-dm clean*"])
+    result.stdout.fnmatch_lines([f"*{left[0]}: 0 131072 flakey*", "* --dm-keep *", "*pytest-dm clean*"])
     dm_backend.runtime.control.remove(left[0])
     Path("/dev/mapper", left[0]).unlink()
 
