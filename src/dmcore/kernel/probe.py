@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -58,7 +58,7 @@ def require(control: Control, requirement: Requirement) -> None:
     Raises:
         Unsupported: It lacks the target, or the target's version or a feature is missing.
     """
-    version = control.target_version(requirement.target)
+    version = _version(control, requirement.target)
     running = f"kernel {os.uname().release}"
     if version < requirement.version:
         want, have = (".".join(map(str, numbers)) for numbers in (requirement.version, version))
@@ -85,6 +85,20 @@ def require_table(control: Control, table: Table) -> None:
         require(control, requirement)
 
 
+def _version(control: Control, target: str) -> tuple[int, int, int]:
+    """Return the target's version, loading its module also where that is named after another target (thin's is)."""
+    try:
+        return control.target_version(target)
+    except Unsupported:
+        kind = find(target)
+        home = kind.kernel_module.removeprefix("dm-") if kind else target
+        if home == target:
+            raise
+        with suppress(Unsupported):
+            control.target_version(home)
+        return control.target_version(target)
+
+
 def _shown(kind: type[Target] | None, name: str) -> str:
     feature = kind.features.get(name) if kind else None
     return (
@@ -98,7 +112,7 @@ def _probed(control: Control, kind: type[Target]) -> Features:
     if not kind.features:
         return frozenset()
     try:
-        control.target_version(kind.kernel_name)
+        _version(control, kind.kernel_name)
     except Unsupported:
         return frozenset()
     found: set[str] = set()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from dmcore.targets.snapshot_origin import SnapshotOrigin as SnapshotOrigin
     from dmcore.targets.striped import Striped as Striped
     from dmcore.targets.switch import Switch as Switch
+    from dmcore.targets.thin import Thin as Thin
+    from dmcore.targets.thin_pool import ThinPool as ThinPool
     from dmcore.targets.zero import Zero as Zero
 
 

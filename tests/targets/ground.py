@@ -1,0 +1,55 @@
+"""What generated lines of a target stand on.
+
+A test file `test_NAME.py` may define `ground(lab)`, a context manager that gives a `Ground` of its own, for a target whose
+constructor looks at what is on its devices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+
+from dmcore.abi.dm import TableLine
+from dmcore.ref import Ref
+from dmcore.target import Target
+
+
+class Ground:
+    """The lab's disks, as they are: enough for a target that reads nothing when it is loaded."""
+
+    def __init__(self, lab) -> None:
+        self.lab = lab
+        self.refs: dict[Ref, int] = {
+            ref: disk.size // 512 for ref, disk in zip(lab.refs, lab.disks, strict=True)
+        }
+
+    def prepare(self, line: TableLine) -> None:
+        """Make the devices fit for loading `line`."""
+
+    def fits(self, target: Target) -> bool:
+        """Whether the devices are large enough for it, which the library cannot know."""
+        return True
+
+
+class Blank(Ground):
+    """Disks of zeros before every load: for targets that format their metadata device at the first load."""
+
+    def prepare(self, line: TableLine) -> None:
+        self.lab.wipe()
+
+
+@contextlib.contextmanager
+def plain(lab) -> Iterator[Ground]:
+    yield Ground(lab)
+
+
+@contextlib.contextmanager
+def blank(lab) -> Iterator[Ground]:
+    yield Blank(lab)
+
+
+def check_offline(tool: str, path) -> None:
+    """Let an offline checker look at a metadata device."""
+    run = subprocess.run([tool, str(path)], capture_output=True, text=True, timeout=30, check=False)
+    assert run.returncode == 0, f"{tool}: {run.stdout}{run.stderr}"
