@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dmcore.targets.flakey import Flakey as Flakey
     from dmcore.targets.linear import Linear as Linear
     from dmcore.targets.log_writes import LogWrites as LogWrites
+    from dmcore.targets.snapshot import Snapshot as Snapshot
+    from dmcore.targets.snapshot_merge import SnapshotMerge as SnapshotMerge
     from dmcore.targets.snapshot_origin import SnapshotOrigin as SnapshotOrigin
     from dmcore.targets.striped import Striped as Striped
     from dmcore.targets.switch import Switch as Switch
