@@ -18,6 +18,7 @@ from dmcore.kernel.control import Control, Uuid
 from dmcore.kernel.device import Device
 from dmcore.kernel.mount import mounts, unmount
 from dmcore.owner import PREFIX, UUID_PREFIX, Owner
+from dmvm.exchange import roots
 from pytest_dm.runtime import KEPT, backing_roots
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _dead(text: str) -> bool:
 
 
 def _folders() -> Iterator[Path]:
-    for root in dict.fromkeys((*backing_roots(), Path(tempfile.gettempdir()))):
+    for root in dict.fromkeys((*backing_roots(), Path(tempfile.gettempdir()), *roots())):
         for path in sorted(root.glob(f"{PREFIX}-*")):
             if (
                 path.is_dir()

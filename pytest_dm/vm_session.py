@@ -11,19 +11,19 @@ import json
 import shlex
 import shutil
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import pytest
 
 from dmcore.errors import DmError
 from dmcore.owner import PREFIX, Owner
+from dmvm.exchange import make
 from pytest_dm.kernel_scheduling import KernelScheduling, kernel_of, worker_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
+    from pathlib import Path
 
     import execnet
     from xdist.dsession import DSession
@@ -97,7 +97,7 @@ class VmSession:
         self.tests_here = tests_here
         self.kernels: tuple[str, ...] = ()
         self.machines: dict[str, str] = {}
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{Owner.current().tag}-"))
+        self.folder = make(f"{PREFIX}-{Owner.current().tag}-")
         self._losses: dict[str, Loss] = {}
         self._began: dict[str, float] = {}
         self._stillborn = 0

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from dmcore.errors import SpecError, VmBootFailed, VmError
 from dmvm import guest_init, launch, qemu, store, uml
 from dmvm.console import Console
+from dmvm.exchange import RULE, usable
 from dmvm.kernels import RECIPES
 from dmvm.relay import Decoder
 
@@ -301,10 +302,8 @@ def start(
     exchange = exchange.resolve()
     if memory_mb < 128:
         raise SpecError("memory_mb", memory_mb, "a guest needs 128 MiB or more")
-    if not exchange.is_dir() or any(c.isspace() or c in "\"',\\:" for c in str(exchange)):
-        raise SpecError(
-            "exchange", str(exchange), "an existing folder without white space, quotes, commas or colons"
-        )
+    if not usable(exchange):
+        raise SpecError("exchange", str(exchange), RULE)
     if guard not in {"auto", *launch.GUARDS}:
         raise SpecError("guard", guard, f"one of auto, {', '.join(launch.GUARDS)}")
     paths = [Path.cwd(), *sys.path, sys.prefix, sys.base_prefix, sys.exec_prefix, kernel.busybox, *visible]

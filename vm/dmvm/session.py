@@ -8,12 +8,12 @@ import select
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dmcore.errors import AbiError, SpecError
+from dmvm.exchange import make
 from dmvm.machine import Cancel, slowness, start
 from dmvm.relay import PIECE, Job, Marks, Outbox, Outcome, pieces
 
@@ -361,7 +361,7 @@ def run(
     """
     if tty and not os.isatty(0):
         raise SpecError("tty", tty, "standard input is no terminal; run a command without one instead")
-    folder = exchange or Path(tempfile.mkdtemp(prefix="pytest-dm-"))
+    folder = exchange or make("pytest-dm-")
     temporary = () if exchange else (folder,)
     umask = os.umask(0)
     os.umask(umask)

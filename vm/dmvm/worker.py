@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from dmcore.errors import DmError, VmError
 from dmvm import launch
+from dmvm.exchange import make
 from dmvm.machine import BootCancelled, Cancel, start
 from dmvm.relay import Job, Outcome
 from dmvm.session import Session, caught_signals, guest_environment
@@ -121,7 +122,7 @@ def _make_exchange(options: argparse.Namespace) -> Path:
         folder = Path(options.exchange_root) / str(os.getpid())
         folder.mkdir(parents=True, exist_ok=True)
         return folder.resolve()
-    return (options.exchange or Path(tempfile.mkdtemp(prefix="pytest-dm-"))).resolve()
+    return (options.exchange or make("pytest-dm-")).resolve()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
