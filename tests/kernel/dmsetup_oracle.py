@@ -82,8 +82,11 @@ def theirs(dev: DevT) -> dict[str, object]:
 
 
 def assert_agrees(control: Control, selector: Selector) -> None:
-    """Fail where dmcore and dmsetup differ; the device must not change meanwhile."""
-    mine = ours(control, selector)
-    other = theirs(control.info(selector).dev)
+    """Fail where dmcore and dmsetup differ about a device; one that changes meanwhile (an event) is asked again."""
+    for _ in range(20):
+        mine = ours(control, selector)
+        other = theirs(control.info(selector).dev)
+        if ours(control, selector) == mine:
+            break
     differ = [f"{key}: dmcore {mine[key]}, dmsetup {other[key]}" for key in mine if mine[key] != other[key]]
     assert not differ, "\n".join(differ)
