@@ -1,17 +1,20 @@
 # pytest-dm: `make demo` shows it, `make test` tests all of it.
 PYTHON ?= python3
 VENV ?= .venv
+# Machine for the demo: auto, uml or qemu.
+VM ?= auto
 BIN = $(VENV)/bin
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
 # What the examples need of the distribution; the guest kernels are fetched by pytest-dm itself, without root.
-DEMO_PACKAGES = python3-venv e2fsprogs
-TEST_PACKAGES = $(DEMO_PACKAGES) dmsetup cryptsetup-bin xfsprogs btrfs-progs gcc make libelf1 zstd qemu-system-x86 udev thin-provisioning-tools
+QEMU_PACKAGES = qemu-system-x86 gcc make libelf1 zstd
+DEMO_PACKAGES = python3-venv e2fsprogs $(if $(filter qemu,$(VM)),$(QEMU_PACKAGES))
+TEST_PACKAGES = $(DEMO_PACKAGES) $(QEMU_PACKAGES) dmsetup cryptsetup-bin xfsprogs btrfs-progs udev thin-provisioning-tools
 
 .PHONY: demo test test-host test-kernels test-qemu test-wheel lint bench clean
 
-demo: $(VENV)/.demo
-	$(BIN)/pytest examples --dm-vm
+demo: $(VENV)/.demo-$(VM)
+	$(BIN)/pytest examples --dm-vm=$(VM)
 
 test: lint test-host test-kernels test-qemu test-wheel
 
@@ -38,20 +41,21 @@ test-wheel: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py
 
-$(VENV)/.demo: pyproject.toml
+$(VENV)/.demo-$(VM): pyproject.toml
 	@$(call ensure,$(DEMO_PACKAGES))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.demo
+$(VENV)/.test: $(VENV)/.demo-$(VM)
 	@$(call ensure,$(TEST_PACKAGES))
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@
 
 # Install what is missing of the packages named, and say so.
 ensure = missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
-	if [ -n "$$missing" ]; then echo "installing:" $$missing; \
+	if [ -n "$$missing" ] && ! command -v apt-get >/dev/null; then echo "no apt-get here; install what this distribution calls:" $$missing; \
+	elif [ -n "$$missing" ]; then echo "installing:" $$missing; \
 	$(SUDO) apt-get update -qq; DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing; fi
 
 clean:
