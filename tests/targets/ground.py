@@ -31,6 +31,10 @@ class Ground:
         """Whether the devices are large enough for it, which the library cannot know."""
         return True
 
+    def later(self, line: TableLine) -> bool:
+        """Whether the kernel refuses the line only when it is resumed, unlike the library."""
+        return False
+
 
 class Blank(Ground):
     """Disks of zeros before every load: for targets that format their metadata device at the first load."""

@@ -18,6 +18,7 @@ __all__ = ["module_names"]
 if TYPE_CHECKING:
     from dmcore.targets.delay import Delay as Delay
     from dmcore.targets.dust import Dust as Dust
+    from dmcore.targets.era import Era as Era
     from dmcore.targets.error import Error as Error
     from dmcore.targets.flakey import Flakey as Flakey
     from dmcore.targets.linear import Linear as Linear

@@ -17,7 +17,16 @@ from dmcore.target import Silent, Status
 if TYPE_CHECKING:
     from dmcore.params import Tokens
 
-__all__ = ["Failed", "Unreadable", "Usage", "Word", "check_block", "given_up", "number_or_dash"]
+__all__ = [
+    "Failed",
+    "Unreadable",
+    "Usage",
+    "Word",
+    "check_block",
+    "given_up",
+    "metadata_usage",
+    "number_or_dash",
+]
 
 _USAGE = re.compile(r"([0-9]{1,20})/([0-9]{1,20})")
 
@@ -71,6 +80,12 @@ def given_up(tokens: Tokens) -> Failed | Unreadable | None:
     if len(tokens) != 1 or tokens.peek() not in {"Fail", "Error"}:
         return None
     return Failed() if tokens.word("Fail or Error") == "Fail" else Unreadable()
+
+
+def metadata_usage(tokens: Tokens) -> Usage:
+    """Take `8 <used>/<total>`: the size of a metadata block in sectors, which is always 8, and their use."""
+    tokens.keyword("8")
+    return Usage.decode(tokens, "blocks of metadata")
 
 
 def number_or_dash(tokens: Tokens, expected: str) -> int | None:
