@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dmcore.targets.thin_pool import ThinPool as ThinPool
     from dmcore.targets.unstriped import Unstriped as Unstriped
     from dmcore.targets.verity import Verity as Verity
+    from dmcore.targets.writecache import Writecache as Writecache
     from dmcore.targets.zero import Zero as Zero
 
 
