@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 __all__ = ["module_names"]
 
 if TYPE_CHECKING:
+    from dmcore.targets.clone import Clone as Clone
     from dmcore.targets.delay import Delay as Delay
     from dmcore.targets.dust import Dust as Dust
     from dmcore.targets.era import Era as Era
