@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dmcore.targets.flakey import Flakey as Flakey
     from dmcore.targets.linear import Linear as Linear
     from dmcore.targets.log_writes import LogWrites as LogWrites
+    from dmcore.targets.mirror import Mirror as Mirror
     from dmcore.targets.snapshot import Snapshot as Snapshot
     from dmcore.targets.snapshot_merge import SnapshotMerge as SnapshotMerge
     from dmcore.targets.snapshot_origin import SnapshotOrigin as SnapshotOrigin
