@@ -90,7 +90,9 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def mount(source: str | os.PathLike[str], target: str | os.PathLike[str], fstype: str, options: str = "") -> None:
+def mount(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], fstype: str, options: str = ""
+) -> None:
     """Mount a file system.
 
     Args:
@@ -113,7 +115,9 @@ def mount(source: str | os.PathLike[str], target: str | os.PathLike[str], fstype
         raise SpecError("options", options, "the kernel takes less than 4096 bytes")
     if _library().mount(*words[:3], ctypes.c_ulong(flags), words[3] or None):
         code = ctypes.get_errno()
-        raise IoctlError(code, "mount", os.fspath(source), f"on {target}, type {fstype}, options {options or '-'}")
+        raise IoctlError(
+            code, "mount", os.fspath(source), f"on {target}, type {fstype}, options {options or '-'}"
+        )
 
 
 def unmount(target: str | os.PathLike[str], *, lazy: bool = False) -> None:
