@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 __all__ = ["module_names"]
 
 if TYPE_CHECKING:
+    from dmcore.targets.cache import Cache as Cache
     from dmcore.targets.clone import Clone as Clone
+    from dmcore.targets.crypt import Crypt as Crypt
     from dmcore.targets.delay import Delay as Delay
     from dmcore.targets.dust import Dust as Dust
     from dmcore.targets.era import Era as Era
