@@ -33,7 +33,10 @@ _USAGE = re.compile(r"([0-9]{1,20})/([0-9]{1,20})")
 
 @dataclass(frozen=True, slots=True)
 class Failed(Status):
-    """ "Fail": the target gave up after an error of its metadata device; requests fail with EIO."""
+    """ "Fail": the target gave up after an error of its metadata device, and takes no more messages.
+
+    Requests to thin devices fail with EIO. A cache goes on serving the blocks it knows, and the origin's.
+    """
 
 
 @dataclass(frozen=True, slots=True)
