@@ -88,6 +88,9 @@ def _vm_run(arguments: argparse.Namespace) -> int:
     )
     if outcome.error:
         sys.stderr.write(f"pytest-dm: {outcome.error}\n")
+    if outcome.lost:
+        kept = "" if arguments.exchange else " (--exchange=DIR keeps its console.log)"
+        sys.stderr.write(f"pytest-dm: the guest is lost: {outcome.lost}{kept}\n")
     return outcome.status
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +13,19 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 __all__ = ["GuestWorker"]
+
+
+def _has_kernel(item: pytest.Item) -> bool:
+    return "_dm_kernel" in getattr(getattr(item, "callspec", None), "params", {})
+
+
+def _rename(item: pytest.Item, nodeid: str) -> None:
+    """Give a test another id: pytest parametrizes neither unittest tests nor doctests, and has no setter for it."""
+    structured: Any = getattr(item, "_id", None)  # since pytest 9.2
+    if structured is None:
+        setattr(item, "_nodeid", nodeid)  # noqa: B010 - private
+    else:
+        setattr(item, "_id", type(structured).parse(nodeid))  # noqa: B010 - private
 
 
 class GuestWorker:
@@ -26,9 +39,14 @@ class GuestWorker:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Keep to the tests that need a device, where the host runs the others."""
-        if getattr(config, "workerinput", {}).get("dm_only"):
+        """Keep to the tests that need a device, where the host runs the others; name the kernel in every id."""
+        told = getattr(config, "workerinput", {})
+        if told.get("dm_only"):
             items[:] = [item for item in items if markers.uses_dm(item)]
+        kernel = told.get("dm_kernel")
+        for item in items:
+            if kernel is not None and not _has_kernel(item):
+                _rename(item, f"{item.nodeid}[{kernel}]")
 
     def _mark(self, line: str) -> None:
         if self._control is not None:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from xdist.scheduler import LoadScheduling
+from xdist.scheduler import (
+    EachScheduling,
+    LoadFileScheduling,
+    LoadGroupScheduling,
+    LoadScheduling,
+    LoadScopeScheduling,
+    WorkStealingScheduling,
+)
 from xdist.workermanage import parse_tx_spec_config
 
 if TYPE_CHECKING:
@@ -27,8 +34,26 @@ def kernel_of(node: WorkerController) -> str:
     return str(cast("Any", node).gateway.spec.dm_kernel)
 
 
+_KINDS: Final[dict[str, type[Any]]] = {
+    "each": EachScheduling,
+    "load": LoadScheduling,
+    "loadfile": LoadFileScheduling,
+    "loadgroup": LoadGroupScheduling,
+    "loadscope": LoadScopeScheduling,
+    "worksteal": WorkStealingScheduling,
+}
+"""xdist's own, by its `--dist`."""
+
+
+def _collected(part: Any) -> Sequence[str]:
+    """Return the ids of a part's tests, none before its workers have collected; "each" worker has its own."""
+    if isinstance(part, EachScheduling):
+        return [item for collection in cast("Any", part).node2collection.values() for item in collection]
+    return part.collection or ()
+
+
 class KernelScheduling:
-    """xdist's `Scheduling` protocol: one `LoadScheduling` per kernel, workers taken to their kernel's."""
+    """xdist's `Scheduling` protocol: one of its schedulings per kernel, workers taken to their kernel's."""
 
     def __init__(
         self, config: pytest.Config, log: Producer, kernels: Sequence[str], on_total: Callable[[int], None]
@@ -36,20 +61,21 @@ class KernelScheduling:
         """Prepare.
 
         Args:
-            config: The controller's.
+            config: The controller's; `--dist` says how tests are spread over the workers of a kernel.
             log: xdist's.
             kernels: Names; the workers take them in turn.
             on_total: Told how many tests there are in all, whenever tests are handed out.
         """
         self._on_total = on_total
-        self._parts: dict[str, LoadScheduling] = {}
+        self._parts: dict[str, Any] = {}
+        kind = _KINDS[str(config.getoption("dist"))]
         workers = len(parse_tx_spec_config(config))
         for number, kernel in enumerate(kernels):
-            part = LoadScheduling(config, log)
+            part = kind(config, log)
             part.numnodes = len(range(number, workers, len(kernels)))
             self._parts[kernel] = part
 
-    def _part(self, node: WorkerController) -> LoadScheduling:
+    def _part(self, node: WorkerController) -> Any:
         return self._parts[kernel_of(node)]
 
     @property
@@ -87,7 +113,7 @@ class KernelScheduling:
     def mark_test_pending(self, item: str) -> None:
         """Hand a test out again, on the kernel whose suite has it."""
         for part in self._parts.values():
-            if part.collection is not None and item in part.collection:
+            if item in _collected(part):
                 part.mark_test_pending(item)
 
     def remove_pending_tests_from_node(self, node: WorkerController, indices: Sequence[int]) -> None:
@@ -96,10 +122,10 @@ class KernelScheduling:
 
     def remove_node(self, node: WorkerController) -> str | None:
         """Drop a worker; returns the test it was running, if it died in one."""
-        return self._part(node).remove_node(node)
+        return cast("str | None", self._part(node).remove_node(node))
 
     def schedule(self) -> None:
         """Hand out tests."""
         for part in self._parts.values():
             part.schedule()
-        self._on_total(sum(len(part.collection or ()) for part in self._parts.values()))
+        self._on_total(sum(len(_collected(part)) for part in self._parts.values()))

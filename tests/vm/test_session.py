@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -269,6 +270,50 @@ def test_one_suite_on_two_kernels(session: Session) -> None:
         f"{name}[{kernel}]" for name in ("test_where", "test_only_new") for kernel in ("uml-6.1", "uml-7.2")
     }
     assert cases["test_only_new[uml-6.1]"].find("failure") is not None
+    session.assert_nothing_left()
+
+
+KINDS = """
+import os, pathlib, unittest
+import pytest
+
+@pytest.fixture(scope="class")
+def once():
+    assert not pathlib.Path("/tmp/made").exists()
+    pathlib.Path("/tmp/made").touch()
+
+class TestTogether:
+    @pytest.mark.parametrize("n", range(8))
+    def test_n(self, once, n): ...
+
+class TestOld(unittest.TestCase):
+    def test_old(self):
+        assert not os.uname().release.startswith("6.1.")
+
+def documented():
+    '''
+    >>> 1 + 1
+    2
+    '''
+"""
+
+
+def test_every_test_has_its_kernel_in_its_id_and_scopes_stay_together(session: Session) -> None:
+    session.write("test_kinds.py", KINDS)
+    kernels = ("uml-6.1", "uml-7.2")
+    out = session.run(
+        *(f"--dm-kernel={kernel}" for kernel in kernels),
+        *("-n", "4", "--dist=loadscope", "--doctest-modules", "--junitxml=out.xml", "-v", "test_kinds.py"),
+    )
+    assert session.counts == {"failed": 1, "passed": 19}, out
+    assert "[100%]" in out
+    cases = junit(session.folder / "out.xml")
+    for kernel in kernels:
+        assert {f"test_old[{kernel}]", f"test_kinds.documented[{kernel}]"} <= set(cases)
+        ran = re.findall(rf"\[(gw\d)\] .*PASSED test_kinds.py::TestTogether::test_n\[{kernel}-", out)
+        assert len(ran) == 8
+        assert len(set(ran)) == 1, f"the class was spread over {set(ran)}"
+    assert cases["test_old[uml-6.1]"].find("failure") is not None
     session.assert_nothing_left()
 
 
