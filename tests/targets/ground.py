@@ -11,8 +11,10 @@ import subprocess
 from collections.abc import Iterator
 
 from dmcore.abi.dm import TableLine
+from dmcore.kernel.block import BlockFile
 from dmcore.ref import Ref
 from dmcore.target import Target
+from dmcore.targets.dust import AddBadBlock, Enable, Quiet
 
 
 class Ground:
@@ -57,3 +59,13 @@ def check_offline(tool: str, path) -> None:
     """Let an offline checker look at a metadata device."""
     run = subprocess.run([tool, str(path)], capture_output=True, text=True, timeout=30, check=False)
     assert run.returncode == 0, f"{tool}: {run.stdout}{run.stderr}"
+
+
+def fail_next_writes(dust, below, blocks: int) -> None:
+    """Let the next write to each block of 4 KiB that is still blank fail: what is there can be read on."""
+    with BlockFile(below) as file:
+        blank = [block for block in range(blocks) if not any(file.read(4096 * block, 4096))]
+    dust.send(Quiet())
+    for block in blank:
+        dust.send(AddBadBlock(block, write_failures=1))
+    dust.send(Enable())

@@ -5,10 +5,11 @@ import errno
 import time
 
 import pytest
-from ground import Blank, check_offline
+from ground import Blank, check_offline, fail_next_writes
 
 from dmcore import targets
 from dmcore.errors import IoctlError, ParseError, SpecError, TableRejected
+from dmcore.kernel.block import BlockFile
 from dmcore.ref import Ref
 from dmcore.table import Table
 from dmcore.target import NO_FEATURES
@@ -325,20 +326,36 @@ def test_passthrough_reads_the_origin_and_its_blocks_can_be_taken_out(lab, cache
     check_offline("cache_check", cached.metadata.path)
 
 
-@pytest.mark.dm
-def test_passthrough_refuses_dirty_blocks(lab, cached):
-    with lab.open(cached(), LENGTH) as (device, file):
-        _heat(device, file)
-        for block in range(2):
-            file.write(block * BLOCK, b"dirt" * 128)
-        with device.suspended():
-            dirty = _status(device).dirty
-    if not dirty:
-        pytest.skip("the policy wrote the dirty blocks back before they could be refused")
+def _suspend_dirty(device) -> None:
+    """Write until the device, suspended now, has blocks that the policy has not yet written back."""
+    deadline = time.monotonic() + 30
+    while True:
+        with BlockFile(device.path) as file:
+            for block in range(2):
+                file.write(block * BLOCK, b"dirt" * 128)
+        device.suspend()
+        if _status(device).dirty:
+            return
+        device.resume()
+        assert time.monotonic() < deadline, device.status_text()
+
+
+@pytest.mark.dm(needs="cache_check")
+@pytest.mark.parametrize("metadata2", [False, True])
+def test_passthrough_refuses_dirty_blocks(lab, cached, metadata2):
+    with lab.device(cached(metadata2=metadata2), LENGTH) as device:
+        with BlockFile(device.path) as file:
+            _heat(device, file)
+        _suspend_dirty(device)
+    check_offline("cache_check", cached.metadata.path)
     # At the resume with EBUSY; kernels from before that check refuse at the load, with EINVAL.
     with pytest.raises(IoctlError) as caught, lab.device(cached(mode=CacheMode.PASSTHROUGH), LENGTH):
         pytest.fail("dirty blocks")
     assert caught.value.errno in {errno.EBUSY, errno.EINVAL}
+    with lab.device(cached(policy=Policy.CLEANER), LENGTH) as device:
+        _await_clean(device)
+    with lab.open(cached(mode=CacheMode.PASSTHROUGH), LENGTH) as (_, file):
+        assert file.read(0, 512) == b"dirt" * 128
 
 
 @pytest.mark.dm
@@ -381,3 +398,23 @@ def test_a_failing_metadata_device_fails_the_cache(lab, cached):
         _refused(errno.EOPNOTSUPP, lambda: device.send(SetMigrationThreshold(8)))
         assert device.table() == Table.of(cached(), LENGTH)
         assert file.read(100 * 512, 512) == _sectors(100, 1), "it still serves what it can"
+
+
+@pytest.mark.dm
+def test_one_failed_commit_makes_it_read_only_until_it_is_checked(lab, cached):
+    metadata = targets.Dust(dev=cached.metadata.ref, block_size=4096)
+    with lab.device(metadata, HALF) as dust, lab.open(cached(metadata=dust.ref), LENGTH) as (device, file):
+        _heat(device, file)
+        fail_next_writes(dust, cached.metadata.path, HALF // 8)
+        deadline = time.monotonic() + 30
+        while not (status := _status(device)).read_only:
+            assert time.monotonic() < deadline, status
+            file.write(0, b"x" * 512)
+            for block in range(2, 8):
+                file.write(block * BLOCK, _sectors(0, 1))
+        assert status.needs_check is True
+        assert file.read(1000 * 512, 512) == _sectors(1000, 1)
+        _refused(errno.EOPNOTSUPP, lambda: device.send(SetMigrationThreshold(8)))
+    with pytest.raises(TableRejected) as caught, lab.device(cached(), LENGTH):
+        pytest.fail("needs a check")
+    assert caught.value.errno == errno.EINVAL

@@ -5,6 +5,7 @@ import time
 
 import pytest
 from ground import blank as ground
+from ground import fail_next_writes
 
 from dmcore import targets
 from dmcore.errors import ParseError, SpecError, TableRejected
@@ -303,3 +304,21 @@ def test_a_failing_metadata_device_fails_the_clone(lab, clone):
         (status,) = device.status()
         assert status == Failed() or status.mode is CloneMode.READ_ONLY
         assert device.table() == Table.of(clone(no_hydration=True), LENGTH)
+
+
+@pytest.mark.dm
+def test_one_failed_commit_makes_it_read_only(lab, clone):
+    metadata = targets.Dust(dev=clone.metadata.ref, block_size=4096)
+    with (
+        lab.device(metadata, HALF) as dust,
+        lab.open(clone(metadata=dust.ref, no_hydration=True), LENGTH) as (device, file),
+    ):
+        file.write(0, b"x" * 4096)
+        file.flush()
+        fail_next_writes(dust, clone.metadata.path, HALF // 8)
+        file.write(4096, b"y" * 4096)
+        _refused(errno.EIO, file.flush)
+        (status,) = device.status()
+        assert status.mode is CloneMode.READ_ONLY
+        assert file.read(0, 8192)[:4096] == b"x" * 4096
+        _refused(errno.EIO, lambda: file.write(3 * 4096, b"z" * 512))

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from ground import Blank, check_offline
+from ground import Blank, check_offline, fail_next_writes
 
 from dmcore import targets
 from dmcore.errors import IoctlError, ParseError, SpecError, TableRejected
@@ -471,3 +472,26 @@ def test_a_failing_metadata_device_fails_pool_and_thin(lab):
             assert device.table_text().split()[3:] == ["Fail"]
             meta.reload(Table.of(linear, 4096))
             assert pool.status() == [Failed()]
+
+
+@pytest.mark.dm(needs="thin_check")
+def test_one_failed_commit_makes_the_pool_read_only_until_it_is_checked(lab):
+    metadata = targets.Dust(dev=lab.refs[0], block_size=4096)
+    with lab.device(metadata, 4096) as dust, lab.device(_pool(lab, metadata=dust.ref), 4096) as pool:
+        pool.send(CreateThin(0))
+        with lab.open(targets.Thin(pool=pool.ref, dev_id=0), 4096) as (_, file):
+            file.write(0, b"x" * 512)
+            file.flush()
+            fail_next_writes(dust, lab.disks[0].path, 512)
+            pool.send(CreateThin(1))
+            (status,) = pool.status()
+            assert (status.mode, status.needs_check) == (PoolMode.READ_ONLY, True)
+            assert file.read(0, 512) == b"x" * 512
+            _refused(errno.EIO, lambda: file.write(BLOCK, b"y" * 512))
+    with lab.device(_pool(lab), 4096) as pool:
+        (status,) = pool.status()
+        assert (status.mode, status.needs_check) == (PoolMode.READ_ONLY, True), "kept on the metadata device"
+    subprocess.run(["thin_check", "--clear-needs-check-flag", lab.disks[0].path], check=True, timeout=30)
+    with lab.device(_pool(lab), 4096) as pool:
+        assert _mode(pool) is PoolMode.WRITABLE
+        _refused(errno.ENODATA, lambda: pool.send(Delete(1)))
