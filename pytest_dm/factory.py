@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from dmcore.errors import DeviceBusy, DmError, LeakError, SpecError, TableRejected
@@ -13,23 +10,24 @@ from dmcore.kernel.device import Device
 from dmcore.kernel.mount import mounts
 from dmcore.kernel.probe import require
 from dmcore.owner import UUID_PREFIX
-from dmcore.ref import Ref
 from dmcore.table import Table
 from dmcore.target import Target
 from dmcore.targets import Error, Linear, Zero
 from dmcore.targets._raw import Raw
 from dmcore.units import SECTOR, parse_size, to_sectors
 from pytest_dm import devices
-from pytest_dm.devices.base import Disk, DmDevice, as_table
+from pytest_dm.devices.base import Disk, DmDevice, as_table, device_word
 from pytest_dm.devices.error_range import sectors
 from pytest_dm.devices.mount import MKFS_TIMEOUT, Mount, make_filesystem
 from pytest_dm.markers import Wants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
+    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
+    from dmcore.ref import Ref
     from pytest_dm.runtime import Runtime
 
 __all__ = ["Dm"]
@@ -114,6 +112,8 @@ class Dm:
         def build(disk: Disk) -> devices.Linear:
             rest = disk.size // SECTOR - first
             count = rest if length is None else sectors("length", length)
+            if rest < 1:
+                raise SpecError("start", start, f"{disk.name} has {disk.size // SECTOR} sectors")
             if not 1 <= count <= rest:
                 raise SpecError("length", length, f"{disk.name} has {rest} sectors from sector {first} on")
             table = Table.of(Linear(dev=disk.ref, offset=first), count)
@@ -216,10 +216,10 @@ class Dm:
         if size is not None and not isinstance(table, Target):
             raise SpecError("size", size, "a table says its length itself")
         whole = as_table(table, self._length(size))
-        resolved = {name: _word(name, device) for name, device in (devices or {}).items()}
+        resolved = {name: device_word(name, device) for name, device in (devices or {}).items()}
         for ref in whole.refs():
             if ref.name not in resolved:
-                _word(ref.name, ref)
+                device_word(ref.name, ref)
         return self._keep(DmDevice(self, whole, label=label, devices=resolved))
 
     def mkfs(self, device: Disk, fs: str = "ext4", *options: str, timeout: float = MKFS_TIMEOUT) -> None:
@@ -375,30 +375,3 @@ def _said(describe: Callable[[], str]) -> str:
         return describe()
     except (DmError, OSError) as error:
         return f"({error})"
-
-
-def _word(name: str, device: Disk | Ref | str | Path) -> str:
-    """Return the table word for a device.
-
-    Raises:
-        SpecError: Not a block device, or neither a loop nor a dm device: it may be somebody's disk.
-    """
-    if isinstance(device, Disk):
-        return device.ref.name
-    word = device.name if isinstance(device, Ref) else str(device)
-    if not Ref(word).is_number:
-        try:
-            status = Path(word).stat()
-        except OSError as error:
-            raise SpecError(
-                name, word, f"no such block device ({error.strerror}); name it in devices="
-            ) from error
-        if not stat.S_ISBLK(status.st_mode):
-            raise SpecError(name, word, "not a block device")
-        word = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    kind = Path("/sys/dev/block") / word
-    if not ((kind / "loop").exists() or (kind / "dm").exists()):
-        raise SpecError(
-            name, word, "neither a loop nor a dm device: it may be a real disk, which tests do not touch"
-        )
-    return word

@@ -21,11 +21,12 @@ def _has_kernel(item: pytest.Item) -> bool:
 
 def _rename(item: pytest.Item, nodeid: str) -> None:
     """Give a test another id: pytest parametrizes neither unittest tests nor doctests, and has no setter for it."""
-    structured: Any = getattr(item, "_id", None)  # since pytest 9.2
-    if structured is None:
-        setattr(item, "_nodeid", nodeid)  # noqa: B010 - private
+    if hasattr(item, "_id"):  # since pytest 9.2
+        from _pytest.nodeid import NodeId  # noqa: PLC0415, PLC2701 - not there before
+
+        setattr(item, "_id", NodeId.parse(nodeid))  # noqa: B010 - private
     else:
-        setattr(item, "_id", type(structured).parse(nodeid))  # noqa: B010 - private
+        setattr(item, "_nodeid", nodeid)  # noqa: B010 - private
 
 
 class GuestWorker:

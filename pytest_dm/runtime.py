@@ -136,17 +136,24 @@ class Runtime:
         return self.control.target_version(name)
 
     def lacks(self, need: str) -> Unsupported | None:
-        """Return what is missing for a target, "target.feature" or program; None if it is there."""
+        """Return what is missing for a target, "target.feature" or program; None if it is there.
+
+        Raises:
+            SpecError: No kernel has that feature of the target.
+        """
         from dmcore.registry import targets  # noqa: PLC0415 - loads every target
 
-        name, _, feature = need.removeprefix("dm-").partition(".")
+        word = need.removeprefix("dm-")
+        name, _, feature = word.partition(".")
         known = targets()
+        if feature and name in known and word not in known[name].features:
+            raise SpecError(
+                "needs", need, f"no such feature; there are: {', '.join(known[name].features) or 'none'}"
+            )
         try:
-            if name in known and (
-                not feature or need in known[name].features or feature in known[name].features
-            ):
+            if name in known:
                 self.target_version(name)
-                if feature and need not in self.features(known[name]):
+                if feature and word not in self.features(known[name]):
                     have = f"{name} of kernel {os.uname().release} lacks it"
                     return Unsupported(need, have, "pytest --dm-kernel=uml-7.2")
             else:

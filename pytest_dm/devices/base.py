@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import gc
 import os
+import stat
 import sys
 import traceback
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmcore.errors import DeviceBusy, DmError
+from dmcore.errors import DeviceBusy, DmError, SpecError
 from dmcore.kernel.block import BlockFile
+from dmcore.ref import Ref
 from dmcore.table import Line, Table
 from dmcore.target import Target
 from dmcore.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
-    from pathlib import Path
 
-    from dmcore.ref import Ref
     from dmcore.target import Status
     from pytest_dm.devices.mount import Mount
     from pytest_dm.devices.power import PowerCut
     from pytest_dm.factory import Dm
 
-__all__ = ["Disk", "DmDevice", "as_table", "let_go"]
+__all__ = ["Disk", "DmDevice", "as_table", "device_word", "let_go"]
 
 _FIRST_TRY = 0.2
 """Seconds to try a removal before looking at what the test itself still holds."""
@@ -215,18 +216,26 @@ class DmDevice(Disk):
             lockfs: As for `suspended`; False is what a fault looks like, which nobody announces.
 
         Raises:
+            SpecError: It names a device that is neither a loop nor a dm device: it may be somebody's disk.
             TableRejected: The kernel refused it; the old table is live.
         """
+        table = as_table(new, self.sectors)
+        for ref in table.refs():
+            if ref.name not in (self._devices or {}):
+                device_word(ref.name, ref)
+        self._replace(table, noflush=noflush, lockfs=lockfs)
+
+    def _replace(self, table: Table, *, noflush: bool = False, lockfs: bool) -> None:
+        """Do what `swap` does with a table of ours."""
         if not self._power_is_on:
             message = f"the power of {self.name} is cut: restore it first"
             raise DmError(message)
-        table = as_table(new, self.sectors)
         self.device.reload(table, noflush=noflush, lockfs=lockfs, devices=self._devices)
         self._loaded = table
 
     def _fault(self, table: Table) -> None:
         """Swap as a fault does: no warning to the file system above, requests in flight are served first."""
-        self.swap(table, lockfs=False)
+        self._replace(table, lockfs=False)
 
     def cut_off(self, table: Table) -> None:
         """Load the table of a device without power."""
@@ -277,6 +286,33 @@ class DmDevice(Disk):
         except DeviceBusy:
             let_go()
             self.device.remove()
+
+
+def device_word(name: str, device: Disk | Ref | str | Path) -> str:
+    """Return the table word for a device of a test: a disk of ours, "major:minor", or a loop or dm device's node.
+
+    Raises:
+        SpecError: Not a block device, or neither a loop nor a dm device: it may be somebody's disk.
+    """
+    if isinstance(device, Disk):
+        return device.ref.name
+    word = device.name if isinstance(device, Ref) else str(device)
+    if not Ref(word).is_number:
+        try:
+            status = Path(word).stat()
+        except OSError as error:
+            raise SpecError(
+                name, word, f"no such block device ({error.strerror}); name it in devices="
+            ) from error
+        if not stat.S_ISBLK(status.st_mode):
+            raise SpecError(name, word, "not a block device")
+        word = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    kind = Path("/sys/dev/block") / word
+    if not ((kind / "loop").exists() or (kind / "dm").exists()):
+        raise SpecError(
+            name, word, "neither a loop nor a dm device: it may be a real disk, which tests do not touch"
+        )
+    return word
 
 
 def let_go() -> None:

@@ -67,6 +67,7 @@ class Dust(DmDevice):
         for message in messages:
             self.device.send(message)
             self._write_failures[message.block] = write_failures
+        self.forget_cached()
 
     def remove_bad(self, block: int, count: int = 1) -> None:
         """Make `count` blocks good from `block` on.
@@ -108,13 +109,13 @@ class Dust(DmDevice):
         """Let everything pass from now on; the list stays, writes do not change it."""
         self.device.send(Disable())
 
-    def _blocks(self, block: int, count: int) -> range:
+    def _blocks(self, block: object, count: object) -> range:
         there = self.size // self.bad_block_size
-        if block < 0 or block >= there:
+        if not isinstance(block, int) or not 0 <= block < there:
             raise SpecError(
                 "block", block, f"the device has blocks 0..{there - 1} of {self.bad_block_size} bytes"
             )
-        if count < 1 or block + count > there:
+        if not isinstance(count, int) or not 1 <= count <= there - block:
             raise SpecError("count", count, f"from block {block} on there are {there - block}")
         return range(block, block + count)
 

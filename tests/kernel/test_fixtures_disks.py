@@ -238,6 +238,15 @@ class TestCreate:
                 dm.create("0 8 linear disk 0", devices={"disk": device})
         with pytest.raises(SpecError, match="real disk"):
             dm.create(f"0 8 linear {node} 0")
+        zero = dm.zero("4K")
+        for text in (f"0 8 linear {node} 0", "0 8 linear 8:0 0"):
+            with pytest.raises(SpecError, match="real disk"):
+                zero.swap(text)
+        assert str(zero.table()) == "0 8 zero"
+
+    def test_a_piece_from_past_the_end(self, dm):
+        with pytest.raises(SpecError, match=r"start=4000: .* has 2048 sectors"):
+            dm.linear(dm.loop("1M"), start=4000)
 
     @pytest.mark.parametrize("text", ["0 8 linear", "8 8 zero", "0 8 flakey x 0 0 0", "", "0 0 zero"])
     def test_text_that_is_no_table(self, dm, text):

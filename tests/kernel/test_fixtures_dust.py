@@ -106,6 +106,10 @@ def test_a_program_that_read_before_meets_the_bad_block(dm_dust):
         dm_dust.enable()
         with pytest.raises(OSError, match="Input/output error"):
             os.pread(fd, 4096, 0)
+        os.pread(fd, 4096, 8192)
+        dm_dust.add_bad(16)
+        with pytest.raises(OSError, match="Input/output error"):
+            os.pread(fd, 4096, 8192)
     finally:
         os.close(fd)
 

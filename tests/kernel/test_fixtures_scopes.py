@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmcore.errors import IoctlError, LeakError
+from dmcore.errors import IoctlError, LeakError, SpecError
 from pytest_dm.backend import Backend
 
 KIB = 1 << 10
@@ -162,6 +162,11 @@ def test_the_backend_says_what_runs_where(dm_backend):
     assert dm_backend.has("linear")
     assert dm_backend.has("mkfs.ext4")
     assert not dm_backend.has("no-such-program")
+    assert dm_backend.has("dm-flakey.error_reads") is dm_backend.has("flakey.error_reads")
+    with pytest.raises(SpecError, match=r"no such feature; there are: .*flakey\.error_reads"):
+        dm_backend.has("flakey.eror_reads")
+    with pytest.raises(SpecError, match="there are: none"):
+        dm_backend.has("linear.magic")
     assert dm_backend.has("flakey.error_reads") is not dm_backend.release.startswith("6.1.")
 
 
