@@ -8,6 +8,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mirror_log_daemon import Daemon, Kind
 
 from dmcore import targets
 from dmcore.errors import ParseError, SpecError, TableRejected
@@ -105,6 +108,8 @@ def test_refuses_what_the_kernel_refuses_and_names_the_word(words, index):
         ("dev", lambda: DiskLog("7:2", 8)),
         ("uuid", lambda: UserspaceLog("", CoreLog(8))),
         ("uuid", lambda: UserspaceLog("a b", CoreLog(8))),
+        ("uuid", lambda: UserspaceLog("voilà", CoreLog(8))),
+        ("uuid", lambda: UserspaceLog("u\\", CoreLog(8))),
         ("uuid", lambda: UserspaceLog("u" * 129, CoreLog(8))),
         ("uuid", lambda: UserspaceLog(1, CoreLog(8))),
         ("log", lambda: UserspaceLog("u", CLUSTERED)),
@@ -130,8 +135,10 @@ def test_value():
     assert CORE.refs() == (A, B)
     assert Mirror(log=CLUSTERED, legs=LEGS).refs() == (LOG, A, B)
     assert CORE.readback(NO_FEATURES) == CORE
-    assert CORE.needs().version == (0, 0, 0)
-    assert Mirror(log=CoreLog(8), legs=LEGS, handle_errors=True, keep_log=True).needs().version == (1, 14, 0)
+    assert CORE.needs().features == NO_FEATURES
+    assert Mirror(log=CoreLog(8), legs=LEGS, handle_errors=True, keep_log=True).needs().features == {
+        "mirror.keep_log"
+    }
     assert Line(0, 8, CORE).end == 8
 
 
@@ -537,3 +544,66 @@ def test_a_userspace_log_without_a_daemon_is_refused(lab, below):
     with pytest.raises(TableRejected) as caught, lab.device(value, SECTORS):
         pass
     assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.dm
+def test_a_userspace_log_asks_its_daemon(lab, below):
+    with Daemon() as daemon, lab.disk(0) as first, lab.disk(1) as second:
+        first.write(0, b"m" * SIZE)
+        with _open(lab, _mirror(below, UserspaceLog("pytest-dm", CoreLog(REGION)))) as (device, file):
+            status = _until(device, lambda status: status.in_sync)
+            assert status.log == LogStatus("clustered-core")
+            assert (status.regions, _letters(status)) == (16, "AA")
+            assert second.read(0, SIZE) == b"m" * SIZE
+            file.write(0, b"w" * 512)
+            assert second.read(0, 512) == b"w" * 512
+            daemon.status_fails = True
+            assert _state(device).log == LogStatus("userspace", None, LogState.UNREACHABLE)
+    assert {Kind.CTR, Kind.RESYNC_WORK, Kind.SET_SYNC, Kind.MARK, Kind.FLUSH, Kind.DTR} <= set(daemon.asked)
+
+
+@pytest.mark.dm
+def test_a_userspace_log_on_a_disk_with_integrated_flush(lab, below):
+    log = UserspaceLog("u" * 128, DiskLog(below[2].device.ref, REGION, Sync.NOSYNC), integrated_flush=True)
+    with Daemon() as daemon, lab.disk(1) as second, _open(lab, _mirror(below, log)) as (device, file):
+        assert _state(device).in_sync
+        assert _state(device).log == LogStatus("clustered-disk", below[2].device.ref, LogState.ALIVE)
+        file.write(0, b"w" * 512)
+        assert second.read(0, 512) == b"w" * 512
+        assert Kind.FLUSH in daemon.asked
+        assert Kind.MARK not in daemon.asked, "marks go with the flush"
+
+
+USERSPACE = st.builds(
+    UserspaceLog,
+    st.text(
+        st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="\\\xa0"), min_size=1
+    ).filter(lambda text: len(text.encode()) <= 128 and b"\xa0" not in text.encode()),
+    st.builds(CoreLog, st.sampled_from([2, 8, 64]), st.none() | st.sampled_from(Sync))
+    | st.builds(DiskLog, st.just(LOG), st.sampled_from([2, 8]), st.none() | st.sampled_from(Sync)),
+    st.booleans(),
+)
+
+
+@given(USERSPACE)
+def test_text_of_userspace_logs_goes_both_ways(log):
+    table = Table.of(Mirror(log=log, legs=LEGS), 64)
+    assert Table.parse(str(table)) == table
+
+
+@pytest.mark.dm
+def test_the_kernel_prints_every_userspace_log_as_it_was(lab):
+    disk_log = lab.refs[1]
+
+    @settings(max_examples=40, deadline=None, database=None)
+    @given(USERSPACE)
+    def check(log: UserspaceLog) -> None:
+        if isinstance(log.log, DiskLog):
+            log = UserspaceLog(log.uuid, DiskLog(disk_log, log.region, log.log.sync), log.integrated_flush)
+        table = Table.of(Mirror(log=log, legs=(Leg(lab.refs[0]), Leg(lab.refs[1], 64))), 64)
+        with lab.empty() as dev:
+            lab.control.load(dev, table.encode(str))
+            assert Table.from_lines(lab.control.table(dev, inactive=True)) == table
+
+    with Daemon():
+        check()

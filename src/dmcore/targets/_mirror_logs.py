@@ -6,13 +6,13 @@ userspace_status).
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from dmcore import validate
 from dmcore.errors import SpecError
+from dmcore.params import quote
 from dmcore.ref import Ref
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 _MOST_UUID = 128
-_UNSAFE = re.compile(r"[\s\\\0\xa0]")
 _MOST_REGION = 2**31
 
 
@@ -143,7 +142,7 @@ class UserspaceLog:
         validate.instance("uuid", self.uuid, str, "'LVM-0123456789'")
         if not 1 <= len(self.uuid.encode("utf-8", "surrogateescape")) <= _MOST_UUID:
             raise SpecError("uuid", self.uuid, f"must have 1..{_MOST_UUID} bytes")
-        if _UNSAFE.search(self.uuid):
+        if "\0" in self.uuid or quote(self.uuid) != self.uuid:
             raise SpecError("uuid", self.uuid, "white space, backslash and NUL cannot stand in a table word")
         check_log("log", self.log, CoreLog, DiskLog)
         validate.boolean("integrated_flush", self.integrated_flush)

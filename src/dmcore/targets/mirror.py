@@ -15,7 +15,7 @@ from dmcore import validate
 from dmcore.errors import SpecError
 from dmcore.params import U32_MAX, Tokens
 from dmcore.ref import Ref
-from dmcore.target import Leg, Requirement, Status, Target
+from dmcore.target import NO_FEATURES, Feature, Leg, Requirement, Status, Target
 from dmcore.targets._mirror_logs import (
     CoreLog,
     DiskLog,
@@ -31,6 +31,7 @@ from dmcore.targets._mirror_logs import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Self
 
     from hypothesis.strategies import SearchStrategy
@@ -50,6 +51,7 @@ __all__ = [
     "UserspaceLog",
 ]
 
+_KEEP_LOG = "mirror.keep_log"
 _FEWEST_LEGS = 2
 _MOST_LEGS = 9
 _LOG_SECTORS = 1024
@@ -122,7 +124,8 @@ class Mirror(Target):
         handle_errors: A leg that fails raises an event, another takes over from a primary leg that fails in sync, and a write
             that a leg failed **waits** until the device is suspended: then it fails with EIO, or, with `noflush`, is done
             again by the table that follows. False: such a write succeeds, and its region counts as out of sync.
-        keep_log: A write that a leg failed succeeds, and fails with EIO only if the log failed; needs `handle_errors`.
+        keep_log: A write that a leg failed succeeds, and fails with EIO only if the log failed; needs `handle_errors`,
+            and the feature "mirror.keep_log".
 
     Raises:
         SpecError: A value the kernel's constructor would refuse (EINVAL).
@@ -130,6 +133,9 @@ class Mirror(Target):
 
     kernel_name: ClassVar[str] = "mirror"
     kernel_module: ClassVar[str] = "dm-mirror"
+    features: ClassVar[Mapping[str, Feature]] = {
+        _KEEP_LOG: Feature("core 1 8 2 {dev} 0 {dev} 0 2 handle_errors keep_log")
+    }
 
     log: CoreLog | DiskLog | UserspaceLog
     legs: tuple[Leg, ...]
@@ -196,8 +202,10 @@ class Mirror(Target):
             raise SpecError("log.region", region, f"the line's {length} sectors would be too many regions")
 
     def needs(self) -> Requirement:
-        """Return the need for the first version that keeps its log, if this value wants that."""
-        return Requirement(self.kernel_name, (1, 14, 0) if self.keep_log else (0, 0, 0))
+        """Return the need for the feature that keeps the log, if this value wants that."""
+        return Requirement(
+            self.kernel_name, features=frozenset({_KEEP_LOG}) if self.keep_log else NO_FEATURES
+        )
 
     def parse_status(self, text: str) -> MirrorStatus:
         """Read `<n> <dev>*n <synced>/<regions> 1 <letter>*n <log>`."""
@@ -235,7 +243,7 @@ class Mirror(Target):
                 log=CoreLog(region, sync) if dev is None else DiskLog(dev, region, sync),
                 legs=tuple(draw(st.lists(space.legs(), min_size=_FEWEST_LEGS, max_size=_MOST_LEGS))),
                 handle_errors=handle_errors,
-                keep_log=handle_errors and draw(st.booleans()),
+                keep_log=handle_errors and _KEEP_LOG in space.features and draw(st.booleans()),
             )
 
         return values()
