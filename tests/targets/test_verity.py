@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -401,6 +402,7 @@ def test_fec_repairs_what_does_not_match(lab, image):
         f"--hash-offset={64 * BLOCK}", f"--fec-device={lab.disks[0].path}", f"--fec-offset={64 * BLOCK}", "--fec-roots=4",
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
+    os.sync()  # the parity may still be in the cache of a disk that stays open
     root = next(line.split()[-1] for line in made.stdout.splitlines() if line.startswith("Root hash"))
     covered = 40 + lab.disks[1].size // BLOCK - 64
     value = targets.Verity(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dmcore.targets.era import Era as Era
     from dmcore.targets.error import Error as Error
     from dmcore.targets.flakey import Flakey as Flakey
+    from dmcore.targets.integrity import Integrity as Integrity
     from dmcore.targets.linear import Linear as Linear
     from dmcore.targets.log_writes import LogWrites as LogWrites
     from dmcore.targets.mirror import Mirror as Mirror
