@@ -74,7 +74,7 @@ def test_value():
     [
         ((), "set_region_mappings"),
         ((Map(1, 26), Map(0), Map(10, 0)), "set_region_mappings 1a:1 :0 0:a"),
-        ((Map(1), Repeat(2, 10), Repeat(1, 0)), "set_region_mappings :1 R2,a R1,0"),
+        ((Map(1), Repeat(17, 10), Repeat(1, 0)), "set_region_mappings :1 R11,a R1,0"),
     ],
 )
 def test_messages(steps, text):
