@@ -157,6 +157,21 @@ def public_kernel(kernel, tmp_path_factory):
     shutil.rmtree(folder)
 
 
+def _reach(user: int, guard: str) -> None:
+    """Skip where this checkout is hidden from that user, or this machine cannot have that guard."""
+    needed = (sys.executable, machine.__file__, os.path.realpath(sys.executable))
+    credentials = {"user": user, "group": user, "extra_groups": []} if user else {}
+    script = 'for f; do test -r "$f" || exit 1; done'
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "sh", *needed], check=False, timeout=30, cwd="/", **credentials
+    )
+    if done.returncode:
+        pytest.skip(f"user {user} cannot read {sys.executable} or {machine.__file__}")
+    best = machine.probe_guard()
+    if guard == "mounts" and not best.startswith("mounts"):
+        pytest.skip(f"no private mounts here: {best}")
+
+
 def attack(kernel, guard: str, user: int, victims: list[Path]) -> tuple[dict[str, list[str]], str]:
     """Let a guest of that user attack folders; returns what it says, and the guard."""
     base = Path("/var/tmp") / f"pytest-dm-attack-{os.getpid()}"
@@ -198,6 +213,7 @@ def attack(kernel, guard: str, user: int, victims: list[Path]) -> tuple[dict[str
 @pytest.mark.parametrize("guard", ["auto", "mounts", "landlock"])
 @pytest.mark.parametrize("user", [0, 12321], ids=["root", "user"])
 def test_a_guest_cannot_change_the_host(public_kernel, guard: str, user: int) -> None:
+    _reach(user, guard)
     victims = [
         make_victim(Path(folder, f"pytest-dm-victim-{os.getpid()}")) for folder in ("/var/tmp", "/tmp")
     ]
@@ -225,6 +241,7 @@ def test_a_guest_cannot_change_the_host(public_kernel, guard: str, user: int) ->
 @needs_root
 def test_the_attack_works_on_an_unguarded_host(public_kernel) -> None:
     """As an ordinary user, so that it reaches nothing but the victim."""
+    _reach(12321, "none")
     outside = make_victim(Path("/var/tmp") / f"pytest-dm-victim-{os.getpid()}")
     try:
         for path in (outside, outside / "file", outside / "sub"):

@@ -68,7 +68,7 @@ def test_reports_are_those_of_plain_pytest(session: Session) -> None:
     assert "SKIPPED" in out
     assert "not today" in out
     assert "\x1b[31m" in out
-    assert "Use -v to get more diff" in out
+    assert "Differing items" in out
     assert "slowest 2 durations" in out
     cases = junit(session.folder / "out.xml")
     assert len(cases) == 11
