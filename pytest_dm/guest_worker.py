@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,7 +22,7 @@ def _has_kernel(item: pytest.Item) -> bool:
 def _rename(item: pytest.Item, nodeid: str) -> None:
     """Give a test another id: pytest parametrizes neither unittest tests nor doctests, and has no setter for it."""
     if hasattr(item, "_id"):  # since pytest 9.2
-        from _pytest.nodeid import NodeId  # noqa: PLC0415, PLC2701 - not there before
+        from _pytest.nodeid import NodeId  # noqa: PLC0415 - not there before
 
         setattr(item, "_id", NodeId.parse(nodeid))  # noqa: B010 - private
     else:

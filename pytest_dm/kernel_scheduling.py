@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     import pytest
     from xdist.remote import Producer
+    from xdist.scheduler import Scheduling
     from xdist.workermanage import WorkerController
 
-__all__ = ["KernelScheduling", "kernel_of", "worker_id"]
+__all__ = ["KernelScheduling", "kernel_of", "scheduling", "worker_id"]
 
 
 def worker_id(node: WorkerController) -> str:
@@ -34,15 +35,47 @@ def kernel_of(node: WorkerController) -> str:
     return str(cast("Any", node).gateway.spec.dm_kernel)
 
 
+class _Once:
+    """Mixed into xdist's schedulings by scope, which would run a test that killed its worker again and again."""
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Drop a worker; returns the test it was running, if it died in one, and does not hand that out again."""
+        scheduling = cast("Any", self)
+        for unit in scheduling.assigned_work.get(node, {}).values():
+            for nodeid, completed in unit.items():
+                if not completed:
+                    unit[nodeid] = True
+                    cast("Any", super()).remove_node(node)
+                    return str(nodeid)
+        return cast("str | None", cast("Any", super()).remove_node(node))
+
+
+class _ScopeOnce(_Once, LoadScopeScheduling):
+    """Tests of a class or module together."""
+
+
+class _FileOnce(_Once, LoadFileScheduling):
+    """Tests of a file together."""
+
+
+class _GroupOnce(_Once, LoadGroupScheduling):
+    """Tests of a group together."""
+
+
 _KINDS: Final[dict[str, type[Any]]] = {
     "each": EachScheduling,
     "load": LoadScheduling,
-    "loadfile": LoadFileScheduling,
-    "loadgroup": LoadGroupScheduling,
-    "loadscope": LoadScopeScheduling,
+    "loadfile": _FileOnce,
+    "loadgroup": _GroupOnce,
+    "loadscope": _ScopeOnce,
     "worksteal": WorkStealingScheduling,
 }
 """xdist's own, by its `--dist`."""
+
+
+def scheduling(config: pytest.Config, log: Producer) -> Scheduling:
+    """Return the scheduling that `--dist` names, for the tests of one kernel."""
+    return cast("Scheduling", _KINDS[str(config.getoption("dist"))](config, log))
 
 
 def _collected(part: Any) -> Sequence[str]:
@@ -68,10 +101,9 @@ class KernelScheduling:
         """
         self._on_total = on_total
         self._parts: dict[str, Any] = {}
-        kind = _KINDS[str(config.getoption("dist"))]
         workers = len(parse_tx_spec_config(config))
         for number, kernel in enumerate(kernels):
-            part = kind(config, log)
+            part: Any = scheduling(config, log)
             part.numnodes = len(range(number, workers, len(kernels)))
             self._parts[kernel] = part
 

@@ -19,7 +19,7 @@ import pytest
 from dmcore.errors import DmError
 from dmcore.owner import PREFIX, Owner
 from dmvm.exchange import make
-from pytest_dm.kernel_scheduling import KernelScheduling, kernel_of, worker_id
+from pytest_dm.kernel_scheduling import KernelScheduling, kernel_of, scheduling, worker_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -40,6 +40,8 @@ _MAX_LOST_GUESTS = 64
 _MAX_STILLBORN = 3
 _CONSOLE_LINES = 60
 _BOOTED = "dmvm-init: ready"
+_COUNT = "_handlefailures"
+"""Private to xdist, which forgets it for a lost worker: counts a failure for `-x` and `--maxfail`."""
 _CLONE = "_clone_node"
 """Private to xdist, which has no hook for it: replaces a dead worker."""
 
@@ -202,10 +204,10 @@ class VmSession:
             told["dm_kernel"] = kernel_of(node)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> Scheduling | None:
-        """With several kernels every test runs once per kernel; else xdist's own choice stands."""
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> Scheduling:
+        """Hand tests out as `--dist` says; with several kernels every test runs once per kernel."""
         if len(self.kernels) < 2 and not self.tests_here:
-            return None
+            return scheduling(config, log)
         return KernelScheduling(config, log, self.kernels, self._set_total)
 
     def _set_total(self, tests: int) -> None:
@@ -266,6 +268,9 @@ class VmSession:
         report.when = "call"
         path, _, name = crashitem.partition("::")
         report.location = (path, None, name.replace("::", "."))
+        count: Callable[[pytest.TestReport], None] | None = getattr(self._distributed(), _COUNT, None)
+        if count is not None:
+            count(report)
         report.duration = time.monotonic() - self._began.get(crashitem, time.monotonic())
         if loss is None:
             return
@@ -290,7 +295,9 @@ class VmSession:
 
         def clone_if_needed(node: WorkerController) -> WorkerController | None:
             schedule = session.sched
-            if schedule is not None and schedule.collection_is_completed and not schedule.has_pending:
+            if session.shouldstop or (
+                schedule is not None and schedule.collection_is_completed and not schedule.has_pending
+            ):
                 return None
             return clone(node)
 

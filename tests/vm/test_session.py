@@ -402,3 +402,25 @@ def test_without_a_fetched_kernel_device_tests_are_skipped_with_the_command_that
     assert "pytest --dm-vm" in out
     out = session.run("--dm-require", "test_mixed.py", env=empty)
     assert session.counts["failed"] + session.counts.get("error", 0) == 3, out
+
+
+@pytest.mark.parametrize(
+    ("options", "counts"),
+    [(("--dist=loadscope", "-n", "2"), {"failed": 1, "passed": 3}), (("-x",), {"failed": 1, "passed": 1})],
+)
+def test_a_panic_counts_once_however_tests_are_spread(
+    session: Session, options: tuple[str, ...], counts: dict[str, int]
+) -> None:
+    session.write(
+        "test_once.py",
+        "import time\n\n"
+        "def test_before(): ...\n\n"
+        "def test_panic():\n"
+        "    open('/proc/sysrq-trigger', 'w').write('c')\n"
+        "    time.sleep(30)\n\n"
+        "def test_after(): ...\n\n"
+        "def test_last(): ...\n",
+    )
+    out = session.run(*VM, *options, "test_once.py")
+    assert session.counts == counts, out
+    session.assert_nothing_left()
