@@ -140,6 +140,8 @@ def test_value():
     assert FULL.refs() == (DEV, META)
     assert Table.from_lines(Table.of(FULL, 64).encode(str)) == Table.of(FULL, 64)
     assert FULL.readback(NO_FEATURES) == replace(FULL, fix_padding=False)
+    both = replace(PLAIN, internal_hash=HMAC, allow_discards=True, allow_discards_keyed=True)
+    assert both.readback(NO_FEATURES) == replace(both, allow_discards=False)
     again = replace(PLAIN, reset_recalculate=True)
     assert again.readback(NO_FEATURES) == replace(again, recalculate=True)
     keyed = replace(PLAIN, internal_hash=HMAC, allow_discards_keyed=True)

@@ -305,6 +305,7 @@ class Integrity(Target):
         return replace(
             self,
             recalculate=self.recalculate or self.reset_recalculate,
+            allow_discards=self.allow_discards and not self.allow_discards_keyed,
             fix_hmac=self.fix_hmac and mac,
             fix_padding=self.fix_padding and self.meta_device is None,
         )
@@ -363,6 +364,7 @@ class Integrity(Target):
                 internal_hash=internal,
                 recalculate=again,
                 allow_discards=internal is not None and draw(st.booleans()),
+                allow_discards_keyed=keyed and _KEYED_DISCARDS in space.features and draw(st.booleans()),
                 fix_padding=draw(st.booleans()),
                 fix_hmac=draw(st.booleans()),
                 legacy_recalculate=again and keyed,
