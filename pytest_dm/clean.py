@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmcore.abi.loop import LoopCommand
-from dmcore.errors import DmError
+from dmcore.errors import DeviceMissing, DmError
 from dmcore.kernel.control import Control, Uuid
 from dmcore.kernel.device import Device
 from dmcore.kernel.mount import mounts, unmount
@@ -66,7 +66,8 @@ def _folders() -> Iterator[Path]:
 
 
 def _remove(control: Control, uuid: str) -> None:
-    Device.find(control, Uuid(uuid)).remove(timeout=_PATIENCE)
+    with contextlib.suppress(DeviceMissing):  # gone is what it was to be
+        Device.find(control, Uuid(uuid)).remove(timeout=_PATIENCE)
 
 
 def _mounts(folders: list[Path]) -> Iterator[Leftover]:
@@ -77,6 +78,14 @@ def _mounts(folders: list[Path]) -> Iterator[Leftover]:
             yield Leftover("mount", str(mounted.target), partial(unmount, mounted.target, lazy=True))
 
 
+def _below(control: Control, uuid: str) -> set[str]:
+    """Return the devices below one; none if it went meanwhile (its removal had been put off until its last close)."""
+    try:
+        return {str(dev) for dev in control.deps(Uuid(uuid))}
+    except DeviceMissing:
+        return set()
+
+
 def _devices(control: Control, spared: set[Owner]) -> Iterator[Leftover]:
     """Yield devices, those above before those below."""
     waiting = [
@@ -84,7 +93,7 @@ def _devices(control: Control, spared: set[Owner]) -> Iterator[Leftover]:
         for entry in control.list_devices(uuid_prefix=UUID_PREFIX)
         if _dead(entry.uuid) and Owner.find(entry.uuid) not in spared
     ]
-    below = {entry.uuid: {str(dev) for dev in control.deps(Uuid(entry.uuid))} for entry in waiting}
+    below = {entry.uuid: _below(control, entry.uuid) for entry in waiting}
     while waiting:
         used = {dev for entry in waiting for dev in below[entry.uuid]}
         free = [entry for entry in waiting if str(entry.dev) not in used] or waiting
