@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -105,6 +106,9 @@ def test_a_full_log(dm):
     device = dm.log_writes(size="4M", log_size="64K")
     device.write(0, bytes(1 << 17))
     device.flush()
+    deadline = time.monotonic() + 5
+    while device.logging and time.monotonic() < deadline:  # the kernel's log thread finds out after the flush
+        time.sleep(0.01)
     assert not device.logging
     with pytest.raises(DmError, match="full"):
         device.mark("too late")
