@@ -304,7 +304,9 @@ class Device:
         """Replace the live table, under I/O: load, suspend, resume.
 
         A table that is rejected at load changes nothing. One that is rejected at resume, and any other failure between,
-        leaves the device running with the old table and nothing staged.
+        leaves the device running with the old table and nothing staged. The exception are targets that refuse in their
+        own preresume (thin-pool, cache): the kernel has swapped by then, the device stays suspended with the refused
+        table, and a note on the error says so; load a table that it accepts.
 
         Args:
             table: The new table.
