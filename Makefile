@@ -30,10 +30,10 @@ test-host: $(VENV)/.test
 
 # Every test that needs a kernel, on each of the three UML kernels, in a guest per core.
 test-kernels: $(VENV)/.test
-	$(BIN)/pytest tests examples -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-require
+	$(BIN)/pytest tests examples -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-require --dm-timeout=280
 
 test-qemu: $(VENV)/.test
-	$(BIN)/pytest examples tests/kernel/test_dmsetup_agrees.py -m dm --dm-vm=qemu --dm-kernel=debian-6.1 --dm-kernel=debian-6.12 --dm-require
+	$(BIN)/pytest examples tests/kernel/test_dmsetup_agrees.py -m dm --dm-vm=qemu --dm-kernel=debian-6.1 --dm-kernel=debian-6.12 --dm-require --dm-timeout=280
 
 test-wheel: $(VENV)/.test
 	$(BIN)/python tests/tools/check_wheel.py
