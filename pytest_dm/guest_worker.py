@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 __all__ = ["GuestWorker"]
+
+_ANSWER_SECONDS = 10.0
 
 
 def _has_kernel(item: pytest.Item) -> bool:
@@ -53,10 +56,19 @@ class GuestWorker:
         if self._control is not None:
             os.write(self._control, f"{line}\n".encode())
 
+    def _await_answer(self) -> None:
+        if self._control is not None and select.select([self._control], [], [], _ANSWER_SECONDS)[0]:
+            os.read(self._control, 1)
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Tell the host which test runs and how long it may: the host holds the deadline, for a stuck kernel too."""
+        """Tell the host which test runs and how long it may: the host holds the deadline, for a stuck kernel too.
+
+        The test begins when the host has it, and with it all reports before: what this test does to the kernel cannot
+        take them along.
+        """
         self._mark(f"start {item.nodeid} {self._limit(item):g}")
+        self._await_answer()
         try:
             return (yield)
         finally:

@@ -236,6 +236,13 @@ def _virtio_port() -> str:
     raise FileNotFoundError(errno.ENOENT, "no virtio port is named dmvm.line")
 
 
+def _socket_pair() -> tuple[int, int]:
+    """Return two connected stream sockets; importing `socket` would cost more than the rest of this program."""
+    ends = (ctypes.c_int * 2)()
+    _check(_LIBC.socketpair(1, 1 | 0o2000000, 0, ends), "socketpair")
+    return ends[0], ends[1]
+
+
 class Agent:
     """Runs one job and carries its streams. One thread, one poll loop, nothing blocks but the poll."""
 
@@ -251,6 +258,7 @@ class Agent:
         self._stdin_is_terminal = False
         self._pending = b""
         self._close_stdin = False
+        self._marks = -1
         self._outputs: dict[int, bytes] = {}
         self._wakeup, send = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(send)
@@ -319,6 +327,9 @@ class Agent:
                 self._stdin = -1
         elif kind == b"K":
             self._signal(payload[0])
+        elif kind == b"M" and self._marks >= 0:
+            with contextlib.suppress(OSError):  # the job need not listen
+                os.write(self._marks, b".")
         elif kind == b"W" and self._stdin_is_terminal:
             termios.tcsetwinsize(self._stdin, struct.unpack("!HH", payload))
         self._send(b"A", kind)
@@ -344,15 +355,26 @@ class Agent:
         except BlockingIOError:
             return
         except OSError as error:
-            if error.errno != errno.EIO:  # a terminal whose last user is gone
+            if error.errno not in {
+                errno.EIO,
+                errno.ECONNRESET,
+            }:  # a terminal or socket whose last user is gone
                 raise
             data = b""
         if data:
+            if fd == self._marks:
+                self._overtake()
             self._send(self._outputs[fd], data)
         else:
             del self._outputs[fd]
+            self._marks = -1 if fd == self._marks else self._marks
             if fd != self._stdin:
                 os.close(fd)
+
+    def _overtake(self) -> None:
+        """Send what the job wrote before the mark in hand: it is in the pipes, which hold no more than one read."""
+        for fd in [fd for fd in self._outputs if fd != self._marks]:
+            self._read_job(fd)
 
     def _launch(self, job: dict[str, Any]) -> None:
         argv = [str(word) for word in job["argv"]]
@@ -360,7 +382,7 @@ class Agent:
         try:
             os.chdir(str(job["cwd"]))
             os.umask(int(str(job["umask"])))
-            marks, theirs = os.pipe2(os.O_CLOEXEC)
+            marks, theirs = _socket_pair()
             os.set_inheritable(theirs, True)  # noqa: FBT003 - the function's own signature
             environment["PYTEST_DM_CTL"] = str(theirs)
             os.environ["PATH"] = environment.get("PATH", os.defpath)
@@ -372,6 +394,7 @@ class Agent:
             )
             os.close(theirs)
             os.set_blocking(marks, False)
+            self._marks = marks
             self._outputs[marks] = b"T"
             self._send(b"L", str(self._child).encode())
         except OSError as error:

@@ -3,10 +3,11 @@
 A frame is a kind (1 byte), a length (4 bytes, big endian) and a payload. The guest's end is `dmvm.guest_init`.
 
 Host to guest: J piece of the job (JSON), G go, D bytes for its stdin, C its stdin is at its end, K signal for it
-(1 byte), W terminal size (2 x 2 bytes), P are you alive. The guest answers each with A (payload: the kind), D only
+(1 byte), W terminal size (2 x 2 bytes), P are you alive, M a mark that a test starts has arrived, and with it all that
+the job wrote before: the job gets a byte for it on its mark descriptor. The guest answers each with A (payload: the kind), D only
 once the bytes are in the job's pipe. User-mode Linux throttles its line for good when 3968 bytes lie unread
 (drivers/tty/n_tty.c, 128 bytes of 4096 free), hence pieces of 2048 bytes and one unanswered frame per lane: J G D C
-are one lane, K W P the other, so that a signal gets through to a job that does not read.
+are one lane, K W P M the other, so that a signal gets through to a job that does not read.
 
 Guest to host: R ready (JSON), A, L launched (pid), O and E bytes of stdout and stderr, T test marks, X ended (JSON).
 """
@@ -33,7 +34,7 @@ PIECE: Final = 2048
 _HEADER: Final = struct.Struct("!cI")
 _LONGEST: Final = 1 << 24
 _DATA_LANE: Final = frozenset((b"J", b"G", b"D", b"C"))
-_CONTROL_LANE: Final = frozenset((b"K", b"W", b"P"))
+_CONTROL_LANE: Final = frozenset((b"K", b"W", b"P", b"M"))
 _TO_HOST: Final = frozenset((b"R", b"A", b"L", b"O", b"E", b"T", b"X"))
 
 
@@ -202,6 +203,7 @@ class Marks:
 
     def __init__(self) -> None:
         self._partial = b""
+        self.starts = 0
         self.test = ""
         self.seconds = math.inf
         self.started = 0.0
@@ -225,6 +227,7 @@ class Marks:
                 limit = math.nan
             if verb != "start" or not test or not limit >= 0:
                 raise AbiError(f"not a test mark: {line!r}")
+            self.starts += 1
             self.test, self.seconds, self.started = test, limit or math.inf, now
 
     def remaining(self, now: float) -> float:

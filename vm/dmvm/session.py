@@ -225,7 +225,7 @@ class Session:
             elif kind == b"A":
                 self._outbox.answered(payload)
             elif kind == b"T":
-                self.marks.feed(payload, self._heard)
+                self._take_marks(payload)
             elif kind == b"X":
                 self._outcome = Outcome.decode(payload, self.marks.test)
 
@@ -312,6 +312,13 @@ class Session:
         elif now - max(self._heard, self._pinged) >= _PING_SECONDS and not self._outbox.control_unanswered:
             self._pinged = now
             self._outbox.put(b"P")
+
+    def _take_marks(self, payload: bytes) -> None:
+        """Note marks, and tell the guest of each start: all that was written before it has arrived here."""
+        before = self.marks.starts
+        self.marks.feed(payload, self._heard)
+        for _ in range(self.marks.starts - before):
+            self._outbox.put(b"M")
 
     def _lose(self, reason: str) -> None:
         if self._outcome is None:
