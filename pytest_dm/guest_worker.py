@@ -37,7 +37,7 @@ class GuestWorker:
 
     def __init__(self, config: pytest.Config, timeout: float) -> None:
         self.timeout = timeout
-        control = os.environ.get("PYTEST_DM_CTL")
+        control = os.environ.pop("PYTEST_DM_CTL", None)  # nobody below us has the descriptor
         self._control = int(control) if control else None
         config.option.basetemp = None  # the controller's folder is not in the guest; the guest's own /tmp is
 
