@@ -523,7 +523,13 @@ def test_a_leg_that_cannot_flush(lab, below):
     value = _mirror(below, DiskLog(below[2].device.ref, REGION, Sync.NOSYNC))
     with _open(lab, value) as (device, file):
         below[1].fail_flushes()
-        file.write(0, b"w" * 512)
+        for region in range(
+            SECTORS // REGION
+        ):  # the log, and so the legs, are flushed when a clean region is written
+            file.write(region * REGION * 512, b"w" * 512)
+            time.sleep(0.1)
+            if _letters(_state(device)) == "AF":
+                break
         _until(device, lambda status: _letters(status) == "AF")
 
 
