@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 __all__ = ["command", "environment"]
+
+_FPREGS: Final = Path(__file__).with_name("fpregs.so")
+"""Built from `fpregs.c` beside it, which says what it is for, and how."""
 
 
 def command(image: Path, *, memory_mb: int, scratch: Path, line_fd: int, init: Sequence[str]) -> list[str]:
@@ -46,6 +49,9 @@ def command(image: Path, *, memory_mb: int, scratch: Path, line_fd: int, init: S
 
 
 def environment(scratch: Path) -> dict[str, str]:
-    """Return the environment of a UML process: the caller's, and where its memory file and other files go."""
+    """Return the environment of a UML process: the caller's, and where its memory file and other files go.
+
+    `fpregs.so` lets kernels before 7.x run on processors with AMX, whose register state is larger than they know.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("LD_")}
-    return {**inherited, "TMPDIR": str(scratch), "HOME": str(scratch)}
+    return {**inherited, "TMPDIR": str(scratch), "HOME": str(scratch), "LD_PRELOAD": str(_FPREGS)}
