@@ -1,4 +1,4 @@
-"""The command `pytest-dm`: doctor, clean, vm."""
+"""The command `pytest-dm`: doctor, clean, explore, vm."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmcore.errors import DmError
+from pytest_dm.crash_commands import add_explore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -123,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     text = "remove what killed sessions and --dm-keep left, and nothing else"
     cleaning = _does(commands.add_parser("clean", help=text, description=text), _clean)
     cleaning.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    text = "visit the states a power cut could have left, from a log of what was written, and check each"
+    exploring = commands.add_parser("explore", help=text, description=text)
+    _does(exploring, add_explore(exploring))
     vm = commands.add_parser("vm", help="guest kernels and guests").add_subparsers(
         required=True, metavar="COMMAND"
     )

@@ -23,7 +23,17 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["END_MARK", "MAGIC", "VERSION", "Entry", "LogFlag", "LogReader", "Readable", "SuperBlock"]
+__all__ = [
+    "END_MARK",
+    "MAGIC",
+    "VERSION",
+    "Entry",
+    "LogFlag",
+    "LogReader",
+    "Readable",
+    "SuperBlock",
+    "header_problem",
+]
 
 MAGIC = 0x6A736677736872
 VERSION = 1
@@ -272,7 +282,7 @@ class LogReader:
         """Return the entry whose header is at `offset`, and where the next one begins."""
         header = self._read(offset, self.sector_size)
         sector, nr_sectors, flags, length = _HEADER.unpack_from(header)
-        wrong = self._wrong(sector, nr_sectors, flags, length)
+        wrong = header_problem(sector, nr_sectors, flags, length, self.sector_size)
         if wrong:
             what = f"entry {index} {wrong}"
             raise FormatError(what, offset)
@@ -286,19 +296,18 @@ class LogReader:
             raise FormatError(what, offset)
         return entry, end
 
-    def _wrong(self, sector: int, nr_sectors: int, flags: int, length: int) -> str:
-        """Return what makes no sense of an entry's header; "" if all does."""
-        if flags & ~_KNOWN_FLAGS:
-            return f"has unknown flags ({flags:#x})"
-        if flags & LogFlag.MARK:
-            room = self.sector_size - _HEADER.size
-            if nr_sectors or length > room:
-                return f"is a mark of {length} bytes, of {room} at most, with {nr_sectors} sectors, of none"
-            return ""
-        if length or not (flags or nr_sectors):
-            return (
-                f"has flags {flags:#x}, {nr_sectors} sectors and {length} bytes of text, which no entry has"
-            )
-        if (sector + nr_sectors) * self.sector_size > _MAX_BYTES:
-            return f"is for sectors {sector}+{nr_sectors}, which no device has"
+
+def header_problem(sector: int, nr_sectors: int, flags: int, length: int, sector_size: int) -> str:
+    """Return what makes no sense of an entry's header, as the end of a sentence about the entry; "" if all does."""
+    if flags & ~_KNOWN_FLAGS:
+        return f"has unknown flags ({flags:#x})"
+    if flags & LogFlag.MARK:
+        room = sector_size - _HEADER.size
+        if nr_sectors or length > room:
+            return f"is a mark of {length} bytes, of {room} at most, with {nr_sectors} sectors, of none"
         return ""
+    if length or not (flags or nr_sectors):
+        return f"has flags {flags:#x}, {nr_sectors} sectors and {length} bytes of text, which no entry has"
+    if (sector + nr_sectors) * sector_size > _MAX_BYTES:
+        return f"is for sectors {sector}+{nr_sectors}, which no device has"
+    return ""

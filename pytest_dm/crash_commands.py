@@ -1,0 +1,188 @@
+"""The commands `pytest-dm explore` and `pytest-dm replay`: crash states of any log-writes log, without a kernel or root."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmcore.errors import DmError, SpecError
+from dmcore.units import parse_size
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Generator
+
+    from dmcore.crash.explore import Progress
+    from dmcore.crash.log import CrashLog
+
+__all__ = ["add_explore"]
+
+_FOUND, _FAILED = 1, 2
+
+
+def add_explore(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Add the options of `explore`; return what does it."""
+    parser.add_argument("log", metavar="LOG", help="a dm-log-writes log: a file or a block device")
+    _source(parser)
+    parser.add_argument(
+        "--oracle", metavar="CMD",
+        help="command that judges a state: exits 0 if it is sound, 1 with the reason on its first line if not; {image} is the "
+        "image's path, {acknowledged} the names of the acknowledged marks with commas between",
+    )  # fmt: skip
+    parser.add_argument(
+        "--oracle-timeout", type=float, default=60, metavar="SECONDS", help="for one state (default 60)"
+    )
+    parser.add_argument(
+        "--max-states", type=int, default=10_000, metavar="N", help="states to visit at most (default 10000)"
+    )
+    parser.add_argument("--max-seconds", type=float, metavar="N", help="when to stop")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random choices (default 0)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    parser.add_argument(
+        "--json", type=Path, metavar="OUT", help="write all that was found here; - for standard output"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    return _explore
+
+
+def _source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", metavar="IMAGE", help="the device before the log (default: zeros)")
+    parser.add_argument(
+        "--size",
+        metavar="SIZE",
+        help="of the device, without a base (default: what the log or its file system reaches)",
+    )
+    parser.add_argument(
+        "--fs", default="none", choices=["none", "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"],
+        help="file system that recovers and judges each state first (default none)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--level",
+        default="L1",
+        choices=["L0", "L1", "L2", "L3"],
+        help="how much order is assumed (default L1)",
+    )
+    parser.add_argument(
+        "--times", metavar="FILE", help="for L2: ENTRY ISSUED COMPLETED, a line for each entry"
+    )
+    parser.add_argument(
+        "--window",
+        type=int,
+        default=6,
+        metavar="N",
+        help="for L3: flushes back that a write may be lost (default 6)",
+    )
+    parser.add_argument(
+        "--torn",
+        metavar="SIZE|no",
+        help="bytes of a sector that is written whole or not (default: the log's sectors)",
+    )
+    parser.add_argument("--salvage", action="store_true", help="use what stands before a damaged entry")
+
+
+@contextmanager
+def _opened(arguments: argparse.Namespace) -> Generator[CrashLog]:
+    from dmcore.crash.filesystems import device_size  # noqa: PLC0415 - each command brings its own
+    from dmcore.crash.log import CrashLog  # noqa: PLC0415 - the same
+
+    size = None if arguments.size is None else parse_size(arguments.size)
+    with CrashLog(arguments.log, base=arguments.base, size=size, salvage=arguments.salvage) as log:
+        if arguments.base is None and size is None and arguments.fs != "none":
+            log.size = max(log.size, device_size(log))
+        yield log
+
+
+def _torn(text: str | None) -> int | None:
+    if text is None:
+        return None
+    return 0 if text == "no" else parse_size(text, field="torn")
+
+
+class _Meter:
+    """Progress on standard error: one line that is rewritten on a terminal, one every ten seconds elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._terminal = sys.stderr.isatty()
+        self._next = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        if self._quiet or (not self._terminal and progress.seconds < self._next):
+            return
+        self._next = progress.seconds + 10
+        left = [] if progress.states_left is None else [f"{progress.states_left} states"]
+        left += [] if progress.seconds_left is None else [f"{progress.seconds_left:.0f} s"]
+        line = (
+            f"{progress.generated} states, {progress.distinct} distinct, {progress.checked} checked "
+            f"({progress.rate:.0f}/s), {progress.violating} failing{'; left: ' + ', '.join(left) if left else ''}"
+        )
+        sys.stderr.write(f"\r\x1b[K{line}" if self._terminal else f"pytest-dm: {line}\n")
+        sys.stderr.flush()
+
+    def end(self) -> None:
+        if self._terminal and not self._quiet and self._next:
+            sys.stderr.write("\r\x1b[K")
+
+
+def _save(path: Path | None, value: object) -> None:
+    if path is None:
+        return
+    text = json.dumps(value, indent=1) + "\n"
+    if str(path) == "-":
+        sys.stdout.write(text)
+    else:
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def _explore(arguments: argparse.Namespace) -> int:
+    from dmcore.crash.report import failure  # noqa: PLC0415 - each command brings its own
+
+    try:
+        return _explored(arguments)
+    except (DmError, OSError) as error:
+        where = f"{arguments.log}: " if not isinstance(error, SpecError | OSError) else ""
+        reason = f"{where}{error}"
+        _save(arguments.json, failure(arguments.log, reason))
+        sys.stderr.write(f"pytest-dm: {reason}\n")
+        return _FAILED
+
+
+def _explored(arguments: argparse.Namespace) -> int:
+    from dmcore.crash.epochs import read_times  # noqa: PLC0415 - each command brings its own
+    from dmcore.crash.explore import explore  # noqa: PLC0415 - the same
+    from dmcore.crash.filesystems import filesystem  # noqa: PLC0415 - the same
+    from dmcore.crash.oracles import CommandOracle  # noqa: PLC0415 - the same
+    from dmcore.crash.report import to_json  # noqa: PLC0415 - the same
+
+    oracle = (
+        None
+        if arguments.oracle is None
+        else CommandOracle(arguments.oracle, timeout=arguments.oracle_timeout)
+    )
+    meter = _Meter(quiet=arguments.quiet)
+    with _opened(arguments) as log:
+        times = None if arguments.times is None else read_times(arguments.times, len(log.index))
+        found = explore(
+            log, level=arguments.level, filesystem=filesystem(arguments.fs), oracle=oracle,
+            max_states=arguments.max_states, max_seconds=arguments.max_seconds, seed=arguments.seed,
+            torn=_torn(arguments.torn), times=times, window=arguments.window, workers=arguments.workers, progress=meter,
+        )  # fmt: skip
+        meter.end()
+        result = to_json(log, found)
+    _save(arguments.json, result)
+    for warning in found.warnings:
+        sys.stderr.write(f"pytest-dm: warning: {warning}\n")
+    for finding in found.findings[:20]:
+        sys.stderr.write(f"{finding.state}: {finding.problem.reason}\n")
+    if len(found.findings) > 20:
+        sys.stderr.write(f"... and {len(found.findings) - 20} more\n")
+    for error in found.errors[:3]:
+        sys.stderr.write(f"pytest-dm: {error}\n")
+    sys.stderr.write(
+        f"{found.checked} distinct states of {found.generated} checked in {found.seconds:.1f} s at {found.timeline.level}, "
+        f"seed {found.seed}: {result['violating']} fail, {result['violating_torn']} more torn ones do\n"
+    )
+    return _FOUND if found.findings else _FAILED if found.errors else 0

@@ -1,0 +1,230 @@
+"""What says whether a crash state is sound: a file system's own recovery first, then the user's oracle.
+
+A `Checker` is handed a `CrashState` and returns a `Problem`, or None where all is well. `Pipeline` is the usual one: it
+lets a `FileSystem` recover the image as a machine that comes up again would, and asks an oracle about the result, once
+per distinct result.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from dmcore.errors import DmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+__all__ = [
+    "Checker",
+    "CrashState",
+    "FileSystem",
+    "Masked",
+    "NoFileSystem",
+    "Oracle",
+    "OracleFailed",
+    "Pipeline",
+    "Problem",
+]
+
+
+class Problem(NamedTuple):
+    """What is wrong with a crash state.
+
+    Attributes:
+        kind: Class of the failure: "fs" for a file system that does not recover, else what the oracle says, such as
+            "durability" or "integrity"; "timeout" for one that hangs.
+        reason: One line.
+    """
+
+    kind: str
+    reason: str
+
+
+class OracleFailed(DmError):
+    """An oracle could not do its work: that says nothing about the state.
+
+    Attributes:
+        reason: What it did instead.
+        state: Id of the state it was asked about.
+    """
+
+    def __init__(self, reason: str, state: str) -> None:
+        super().__init__(reason, state)
+        self.reason = reason
+        self.state = state
+
+    def __str__(self) -> str:
+        return f"the oracle failed at {self.state}: {self.reason}"
+
+
+class Masked(NamedTuple):
+    """Bytes of a recovered image that differ from one recovery to the next and mean nothing.
+
+    Attributes:
+        offset: First byte of the device.
+        length: Bytes.
+    """
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrashState:
+    """A crash state to be checked.
+
+    Attributes:
+        id: Its id, enough to make it again.
+        image: File with the state; a checker that `writes` may do with it what it likes.
+        mountpoint: Where its file system is mounted, if it is.
+        acknowledged: Names of the operations that were acknowledged before the power went, in order: they must have lasted.
+            Where the same bytes can be left at several times, these are those of the last.
+        started: Names of operations that had begun and were not acknowledged: they may be there, in part if they are
+            not atomic.
+        torn: Whether some write is there in part.
+        fingerprint: Returns a number that is the same for images that differ in the masked bytes only.
+    """
+
+    id: str
+    image: Path
+    mountpoint: Path | None = None
+    acknowledged: tuple[str, ...] = ()
+    started: tuple[str, ...] = ()
+    torn: bool = False
+    fingerprint: Callable[[Sequence[Masked]], int]
+
+
+class Checker(Protocol):
+    """Judges crash states.
+
+    Attributes:
+        writes: Whether it changes the image it is given. If not it may be given one that others share.
+    """
+
+    writes: bool
+
+    def check(self, state: CrashState, /) -> Problem | None:
+        """Return what is wrong with a state, None for nothing.
+
+        Raises:
+            OracleFailed: It could not be judged.
+        """
+        ...
+
+
+class Oracle(Protocol):
+    """The user's judgement of a recovered state."""
+
+    def __call__(self, state: CrashState, /) -> Problem | None:
+        """Return what is wrong with a state, None for nothing; `OracleFailed` as for `Checker`."""
+        ...
+
+
+class FileSystem(Protocol):
+    """What a machine does with a file system when it comes up again.
+
+    Attributes:
+        name: Its name, such as "ext4".
+        atomic: Byte ranges of the device, begin and end, that it takes for granted to be written whole or not at all, such as
+            a super block with a checksum and no copy that recovery would use: torn only if that is asked for.
+    """
+
+    name: str
+    atomic: Sequence[tuple[int, int]]
+
+    def recover(self, image: Path, /) -> Problem | None:
+        """Recover the file system of an image in place; return what is wrong if that does not give a sound one."""
+        ...
+
+    def verify(self, image: Path, /) -> Problem | None:
+        """Return what is wrong with a recovered file system; asked once per distinct one. Reads only."""
+        ...
+
+    def masked(self, image: Path, /) -> Sequence[Masked]:
+        """Return what of a recovered image means nothing; asked once, of the first."""
+        ...
+
+    def opened(self, image: Path, /) -> AbstractContextManager[Path | None]:
+        """Return a context in which an oracle may look at a recovered image; gives where it is mounted, if it is."""
+        ...
+
+
+class NoFileSystem:
+    """A raw device: nothing recovers it but the program itself."""
+
+    name = "none"
+    atomic: Sequence[tuple[int, int]] = ()
+
+    def recover(self, _image: Path, /) -> None:
+        """There is nothing to do."""
+
+    def verify(self, _image: Path, /) -> None:
+        """There is nothing to see."""
+
+    def masked(self, _image: Path, /) -> Sequence[Masked]:
+        """Every byte counts."""
+        return ()
+
+    def opened(self, _image: Path, /) -> AbstractContextManager[None]:
+        """There is nothing to mount."""
+        return nullcontext()
+
+
+class Pipeline:
+    """Recovery, the file system's verdict, and the oracle's, each no more often than needed.
+
+    Verdicts are remembered by the recovered image: an oracle that was content with an image and a set of acknowledged
+    operations is so with fewer.
+
+    Args:
+        filesystem: What recovers.
+        oracle: What judges the result; None for the file system alone.
+    """
+
+    def __init__(self, filesystem: FileSystem, oracle: Oracle | None = None) -> None:
+        self.filesystem = filesystem
+        self.oracle = oracle
+        self.writes = oracle is not None or not isinstance(filesystem, NoFileSystem)
+        self._masked: Sequence[Masked] | None = None
+        self._verified: dict[int, Problem | None] = {}
+        self._content: dict[int, int] = {}
+        self._wrong: dict[tuple[int, tuple[str, ...]], Problem] = {}
+
+    def check(self, state: CrashState, /) -> Problem | None:
+        """Judge a state; see `Checker`."""
+        problem = self.filesystem.recover(state.image)
+        if problem is not None:
+            return problem
+        if self._masked is None:
+            self._masked = self.filesystem.masked(state.image)
+        plain = isinstance(self.filesystem, NoFileSystem)
+        recovered = 0 if plain else state.fingerprint(self._masked)
+        if not plain:
+            if recovered not in self._verified:
+                self._verified[recovered] = self.filesystem.verify(state.image)
+            problem = self._verified[recovered]
+            if problem is not None:
+                return problem
+        return None if self.oracle is None else self._ask(state, recovered, plain)
+
+    def _ask(self, state: CrashState, recovered: int, plain: bool) -> Problem | None:  # noqa: FBT001 - internal
+        if not plain:
+            if self._content.get(recovered, -1) >= len(state.acknowledged):
+                return None
+            known = self._wrong.get((recovered, state.acknowledged))
+            if known is not None:
+                return known
+        with self.filesystem.opened(state.image) as mountpoint:
+            problem = self._judge(state, mountpoint)
+        if problem is None:
+            self._content[recovered] = max(self._content.get(recovered, -1), len(state.acknowledged))
+        else:
+            self._wrong[recovered, state.acknowledged] = problem
+        return problem
+
+    def _judge(self, state: CrashState, mountpoint: Path | None) -> Problem | None:
+        assert self.oracle is not None
+        return self.oracle(replace(state, mountpoint=mountpoint) if mountpoint else state)

@@ -1,0 +1,362 @@
+"""Exploration: the states of a log, made, deduplicated and judged on all cores, within a budget.
+
+The one function is `explore`; what it returns says what was looked at, what failed, and with which smallest states.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmcore.crash.checkers import NoFileSystem, Pipeline
+from dmcore.crash.epochs import Level, timeline
+from dmcore.crash.families import Families
+from dmcore.crash.images import ImageIds
+from dmcore.crash.tester import Tester
+from dmcore.crash.workers import Job, run
+from dmcore.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from dmcore.crash.checkers import Checker, FileSystem, Oracle, Problem
+    from dmcore.crash.epochs import Timeline, Times
+    from dmcore.crash.log import CrashLog
+    from dmcore.crash.states import State
+    from dmcore.crash.workers import Result
+
+__all__ = ["Exploration", "Finding", "Progress", "explore", "scratch_folder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A crash state that failed.
+
+    Attributes:
+        state: The state; `str(state)` is its id.
+        problem: What is wrong.
+        marks: How many marks had been made.
+        acknowledged: The operations they acknowledge.
+        image: Id of its image.
+    """
+
+    state: State
+    problem: Problem
+    marks: int
+    acknowledged: tuple[str, ...]
+    image: int
+
+    @property
+    def torn(self) -> bool:
+        """Whether some write is there in part only: such findings are a class of their own."""
+        return bool(self.state.torn)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far it is.
+
+    Attributes:
+        generated: States seen.
+        distinct: Distinct images among them.
+        checked: Images judged.
+        violating: Images that failed.
+        seconds: Time since the start.
+        states_left: What is left of the budget of states; None if it has none.
+        seconds_left: What is left of the time; None if it has no bound.
+        family: Family of states being looked at.
+    """
+
+    generated: int
+    distinct: int
+    checked: int
+    violating: int
+    seconds: float
+    states_left: int | None
+    seconds_left: float | None
+    family: str
+
+    @property
+    def rate(self) -> float:
+        """Images judged per second."""
+        return self.checked / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(kw_only=True)
+class Exploration:
+    """What an exploration found.
+
+    Attributes:
+        timeline: The epochs, with the level they were made at.
+        seed: Of the random choices.
+        torn_size: Bytes of a sector that torn states write whole or not; 0: none were made.
+        first: Number of the first epoch looked at: where the file system begins to be there.
+        findings: States that failed, by time.
+        set_apart: Torn states at which the file system itself failed, where tearing was not asked for by name: many disks
+            never tear such a sector, and it is not the program's fault.
+        errors: States that could not be judged: the oracle failed.
+        generated: States made up.
+        distinct: Distinct images among them.
+        checked: Distinct images that were judged.
+        truncated: Whether states were left out for want of budget.
+        exhaustive: Whether every state of the model without torn writes was judged.
+        seconds: How long it took.
+        warnings: What is odd about the log or the run.
+    """
+
+    timeline: Timeline
+    seed: int
+    torn_size: int
+    first: int = 0
+    findings: list[Finding] = field(default_factory=list[Finding])
+    set_apart: list[Finding] = field(default_factory=list[Finding])
+    errors: list[str] = field(default_factory=list[str])
+    generated: int = 0
+    distinct: int = 0
+    checked: int = 0
+    truncated: bool = False
+    exhaustive: bool = False
+    seconds: float = 0.0
+    warnings: list[str] = field(default_factory=list[str])
+
+    @property
+    def violating(self) -> int:
+        """Distinct images that failed."""
+        return len(self.findings)
+
+
+def scratch_folder() -> Path:
+    """Make a folder for images: in memory where there is a tmpfs, else where temporary files go."""
+    memory = Path("/dev/shm")  # noqa: S108 - with a name of its own below
+    usable = memory.is_dir() and os.access(memory, os.W_OK) and "TMPDIR" not in os.environ
+    return Path(tempfile.mkdtemp(prefix=f"pytest-dm-crash-{os.getpid()}-", dir=memory if usable else None))
+
+
+def explore(
+    log: CrashLog,
+    *,
+    level: Level | str = Level.L1,
+    filesystem: FileSystem | None = None,
+    oracle: Oracle | None = None,
+    checker: Callable[[], Checker] | None = None,
+    max_states: int | None = None,
+    max_seconds: float | None = None,
+    seed: int = 0,
+    torn: int | None = None,
+    first: int | None = None,
+    times: Sequence[Times] | None = None,
+    window: int = 6,
+    workers: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Exploration:
+    """Visit crash states of a log and judge each distinct one.
+
+    Args:
+        log: The log.
+        level: How much order is assumed; see `dmcore.crash.epochs`.
+        filesystem: What recovers each state and judges the recovery; None for a raw device.
+        oracle: What judges the recovered state; None for the file system's verdict alone.
+        checker: Instead of both: makes what judges, called once in each worker.
+        max_states: How many states to visit at most; None for all of the families.
+        max_seconds: When to stop; what is being judged then is waited for.
+        seed: Of the random choices; the same seed and budget of states visits the same states.
+        torn: Bytes of a sector that the disk writes whole or not; a power of two, not below the log's sector size. 0 for no torn
+            states; None for that sector size, and then without those that a file system is known not to stand.
+        first: Number of the epoch to begin with. None finds where the file system begins to be there: the first epoch whose
+            durable part is a sound one, since before mkfs is done there is nothing to be sound.
+        times: For L2: of each entry.
+        window: For L3: how many flushes back a write may be lost.
+        workers: Processes; None for one per core that this one may use, 0 for none.
+        folder: Where images go; None for one that is made and removed.
+        progress: Called a few times a second, and at the end.
+
+    Raises:
+        SpecError: A value that means nothing, or no epoch with a sound file system.
+        OSError: Images could not be made.
+    """
+    line = timeline(log, level, times=times, window=window)
+    torn_size = _torn_size(torn, log.sector_size)
+    if max_states is not None and max_states < 1:
+        raise SpecError("max_states", max_states, "must be at least 1")
+    fs = filesystem or NoFileSystem()
+    make = checker or (lambda: Pipeline(fs, oracle))
+    home = Path(folder) if folder is not None else scratch_folder()
+    try:
+        if first is None:
+            first = 0 if isinstance(fs, NoFileSystem) else first_sound(log, line, fs, home)
+        found = Exploration(
+            timeline=line, seed=seed, torn_size=torn_size, first=first, warnings=list(log.warnings)
+        )
+        atomic = fs.atomic if torn is None else ()
+        families = Families(line, torn_size, seed, max_states, first, atomic)
+        run_ = _Run(log, found, families, max_seconds, progress, apart=torn is None)
+
+        def tester(name: str) -> Tester:
+            return Tester(log, line, make(), home, torn_size=torn_size, name=name)
+
+        count = len(os.sched_getaffinity(0)) if workers is None else workers
+        results = run(run_.jobs(), tester, workers=count)
+        try:
+            run_.collect(results)
+        finally:
+            results.close()  # type: ignore[attr-defined]
+        return found
+    finally:
+        if folder is None:
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _torn_size(torn: int | None, sector_size: int) -> int:
+    size = sector_size if torn is None else torn
+    if size and (size < sector_size or size & (size - 1)):
+        raise SpecError(
+            "torn", torn, f"a power of two, and not below the log's sector size of {sector_size} bytes"
+        )
+    return size
+
+
+def first_sound(log: CrashLog, line: Timeline, filesystem: FileSystem, folder: Path) -> int:
+    """Return the first epoch whose durable part has a sound file system.
+
+    Raises:
+        SpecError: There is none.
+    """
+    from dmcore.crash.states import State  # noqa: PLC0415
+
+    problem: Problem | None = None
+    with Tester(log, line, Pipeline(filesystem), folder, torn_size=0, name="first") as tester:
+        for epoch in line.epochs:
+            problem = tester.test(State(epoch.index, 0))
+            if problem is None:
+                return epoch.index
+    reason = problem.reason if problem else "the log is empty"
+    raise SpecError("fs", filesystem.name, f"there is no sound file system at any flush of the log: {reason}")
+
+
+class _Run:
+    """The state of an exploration."""
+
+    def __init__(
+        self,
+        log: CrashLog,
+        found: Exploration,
+        families: Families,
+        max_seconds: float | None,
+        progress: Callable[[Progress], None] | None,
+        *,
+        apart: bool,
+    ) -> None:
+        self._log = log
+        self._found = found
+        self._families = families
+        self._ids = ImageIds(log, found.timeline, found.torn_size or log.sector_size)
+        self._began = time.monotonic()
+        self._max_seconds = max_seconds
+        self._progress = progress
+        self._told = 0.0
+        self._family = ""
+        self._apart = apart
+        self._seen: dict[int, int] = {}
+        self._judged: set[int] = set()
+        self._failed: dict[int, Finding] = {}
+        self._stopped = False
+
+    def _over(self) -> bool:
+        if self._max_seconds is not None and time.monotonic() - self._began > self._max_seconds:
+            self._stopped = True
+        return self._stopped
+
+    def jobs(self) -> Iterator[Job]:
+        """Yield the states to judge: each image once, with the most marks that it is known with."""
+        epochs = self._found.timeline.epochs
+        boundaries: dict[int, Job] | None = {}
+        for family, state in self._families:
+            if boundaries is not None and family != "boundary":
+                yield from self._kept(boundaries)
+                boundaries = None
+            self._family = family
+            if self._over():
+                return
+            self._found.generated += 1
+            self._ids.goto(state.epoch)
+            job = Job(state, epochs[state.epoch].marks, self._ids.of(state))
+            known = self._seen.get(job.image)
+            if known is None:
+                self._found.distinct += 1
+            elif known >= job.marks:
+                continue
+            self._seen[job.image] = job.marks
+            if boundaries is not None:
+                boundaries.pop(job.image, None)
+                boundaries[job.image] = job
+            elif job.image not in self._failed:
+                yield job
+        if boundaries is not None:
+            yield from self._kept(boundaries)
+
+    def _kept(self, jobs: dict[int, Job]) -> Iterator[Job]:
+        for job in jobs.values():
+            if self._over():
+                return
+            yield job
+
+    def collect(self, results: Iterator[Result | None]) -> None:
+        """Take results until there are no more."""
+        for result in results:
+            if result is not None:
+                self._take(result)
+            self._tell()
+        found = self._found
+        found.findings = sorted(self._failed.values(), key=_by_time)
+        found.set_apart.sort(key=_by_time)
+        found.checked = len(self._judged)
+        found.seconds = time.monotonic() - self._began
+        found.truncated = self._families.truncated or self._stopped
+        found.exhaustive = self._families.exhaustive and not self._stopped
+        if self._stopped:
+            found.warnings.append(f"stopped after {self._max_seconds:g} s; not every state was visited")
+        self._tell(force=True)
+
+    def _take(self, result: Result) -> None:
+        job, problem, error = result
+        if error:
+            self._found.errors.append(error)
+            return
+        self._judged.add(job.image)
+        if problem is None:
+            return
+        finding = Finding(job.state, problem, job.marks, self._log.acknowledged(job.marks), job.image)
+        if self._apart and finding.torn and problem.kind == "fs":
+            self._found.set_apart.append(finding)
+        else:
+            self._failed.setdefault(job.image, finding)
+
+    def _tell(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if self._progress is None or (now - self._told < 0.25 and not force):
+            return
+        self._told = now
+        seconds, found = now - self._began, self._found
+        limit, left = self._families.max_states, self._max_seconds
+        self._progress(
+            Progress(
+                found.generated,
+                found.distinct,
+                len(self._judged),
+                len(self._failed),
+                seconds,
+                None if limit is None else limit - found.generated,
+                None if left is None else max(0.0, left - seconds),
+                self._family,
+            )
+        )
+
+
+def _by_time(finding: Finding) -> tuple[int, int, int]:
+    return finding.state.epoch, len(finding.state.torn), finding.state.present

@@ -1,0 +1,381 @@
+"""Images of crash states, made by changing as little as possible.
+
+An `Image` is one file that holds a state of a log; going to the next state writes only what differs, and puts back what
+the state before had. A `Scratch` is a second file for checkers that recover, mount or otherwise write: after each check
+it is made equal to the image again, by what differs, whoever changed it.
+
+Both files are sparse: they take the space of what the device holds, not of its size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmcore.crash.states import State, state_pieces
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from dmcore.crash.epochs import Piece, Timeline
+    from dmcore.crash.log import CrashLog
+
+__all__ = ["Image", "Scratch", "copy_sparse", "extents", "write_image"]
+
+_CHUNK = 1 << 20
+_GRAIN = 4096
+_COMPARE = 1 << 16
+
+
+def extents(fd: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the parts of a file up to `end` that are no holes: first byte, and the byte behind."""
+    offset = 0
+    while offset < end:
+        try:
+            start = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        offset = min(os.lseek(fd, start, os.SEEK_HOLE), end)
+        if start < end:
+            yield start, offset
+
+
+def copy_sparse(source: int, target: int, end: int) -> None:
+    """Copy a file to an empty one up to byte `end`, holes as holes; `target` gets that size."""
+    for start, stop in extents(source, end):
+        offset = start
+        while offset < stop:
+            data = os.pread(source, min(_CHUNK, stop - offset), offset)
+            if not data:
+                break
+            write_all(target, data, offset)
+            offset += len(data)
+    os.ftruncate(target, end)
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`.
+
+    Raises:
+        OSError: ENOSPC and the like; a part may be written.
+    """
+    done = os.pwrite(fd, data, offset)
+    while done < len(data):
+        done += os.pwrite(fd, memoryview(data)[done:], offset + done)
+
+
+class Image:
+    """A file that holds one crash state after the other.
+
+    Args:
+        log: The log.
+        timeline: Its epochs.
+        path: File to make; it must not exist, and is removed by `close`.
+        torn_size: Bytes of a sector that torn states write whole or not.
+    """
+
+    def __init__(
+        self, log: CrashLog, timeline: Timeline, path: str | os.PathLike[str], torn_size: int
+    ) -> None:
+        self.path = Path(path)
+        self._log = log
+        self._epochs = timeline.epochs
+        self._torn_size = torn_size
+        self.size = log.size
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._mirror = -1
+        self._dirty: set[int] = set()
+        self._touched = bytearray(-(-log.size // _GRAIN))
+        self._epoch = -1
+        self._state: State | None = None
+        self._undo: list[tuple[int, bytes]] = []
+        self._below: dict[int, list[tuple[int, bytes]]] = {}
+        self._alone: list[bool] = []
+        try:
+            self._fill()
+        except BaseException:
+            self.close()
+            raise
+
+    def _fill(self) -> None:
+        os.ftruncate(self._fd, 0)
+        if self._log.base is None:
+            os.ftruncate(self._fd, self.size)
+            return
+        with self._log.base.open("rb") as base:
+            copy_sparse(base.fileno(), self._fd, min(os.fstat(base.fileno()).st_size, self.size))
+        os.ftruncate(self._fd, self.size)
+
+    def fileno(self) -> int:
+        """Return the file's descriptor."""
+        return self._fd
+
+    def mirror(self, fd: int) -> None:
+        """Write to `fd`, too, whatever is written from now on; -1 ends that."""
+        self._mirror = fd
+
+    def _write(self, data: bytes, offset: int) -> None:
+        write_all(self._fd, data, offset)
+        if self._mirror >= 0:
+            write_all(self._mirror, data, offset)
+        self._dirty.update(range(offset // _GRAIN, (offset + len(data) - 1) // _GRAIN + 1))
+
+    def take_dirty(self) -> set[int]:
+        """Return the numbers of the 4096-byte blocks written since the last call, all that differ from before the log."""
+        dirty, self._dirty = self._dirty, set()
+        return dirty
+
+    def _data(self, piece: Piece) -> bytes:
+        return bytes(piece.length) if piece.source < 0 else self._log.index.read(piece.source, piece.length)
+
+    def goto(self, epoch: int) -> None:
+        """Make the image what is durable at an epoch; forward costs what became durable, back all that was touched."""
+        self._clear()
+        if epoch == self._epoch:
+            return
+        if epoch < self._epoch:
+            self._rewind()
+        while self._epoch < epoch:
+            self._epoch += 1
+            for write in self._epochs[self._epoch].durable:
+                for piece in write.pieces:
+                    self._apply(piece)
+        self._below = {}
+        self._alone = _alone([write.pieces for write in self._epochs[epoch].pending])
+
+    def _apply(self, piece: Piece) -> None:
+        offset, end = piece.offset, piece.offset + piece.length
+        for at in range(offset, end, _CHUNK):
+            length = min(_CHUNK, end - at)
+            source = piece.source if piece.source < 0 else piece.source + at - offset
+            self._write(self._data(type(piece)(at, length, source)), at)
+        first, last = offset // _GRAIN, (end - 1) // _GRAIN + 1
+        self._touched[first:last] = b"\1" * (last - first)
+
+    def _rewind(self) -> None:
+        at = self._touched.find(1)
+        while at >= 0:
+            stop = at
+            while stop < len(self._touched) and self._touched[stop] and stop - at < _CHUNK // _GRAIN:
+                stop += 1
+            start, end = at * _GRAIN, min(stop * _GRAIN, self.size)
+            self._write(self._log.read_base(start, end - start), start)
+            self._touched[at:stop] = bytes(stop - at)
+            at = self._touched.find(1, stop)
+        self._epoch = -1
+
+    def _clear(self) -> None:
+        """Put back what is durable where the state differs from it."""
+        state, self._state = self._state, None
+        for offset, data in reversed(self._undo):
+            self._write(data, offset)
+        self._undo = []
+        if state is not None and not state.torn:
+            for write in range(state.present.bit_length()):
+                if state.present >> write & 1 and self._alone[write]:
+                    for offset, data in self._below[write]:
+                        self._write(data, offset)
+
+    def show(self, state: State) -> None:
+        """Make the image that of a state.
+
+        Raises:
+            FormatError: The log was cut since it was indexed.
+            OSError: ENOSPC and the like; the image is then of no use.
+        """
+        if state.epoch != self._epoch:
+            self.goto(state.epoch)
+        before = self._state
+        if before == state:
+            return
+        if state.torn or before is None or before.torn or not self._step(before, state):
+            self._clear()
+            self._show(state)
+        self._state = state
+
+    def _show(self, state: State) -> None:
+        torn = bool(state.torn)
+        numbers = [i for i in range(state.present.bit_length()) if state.present >> i & 1]
+        for number, (_, pieces) in zip(
+            numbers, state_pieces(self._epochs[state.epoch], state, self._torn_size), strict=True
+        ):
+            alone = self._alone[number] and not torn
+            if alone:
+                self._save(number)
+            for piece in pieces:
+                if not alone:
+                    self._undo.append((piece.offset, os.pread(self._fd, piece.length, piece.offset)))
+                self._write(self._data(piece), piece.offset)
+
+    def _save(self, number: int) -> None:
+        if number not in self._below:
+            self._below[number] = [
+                (piece.offset, os.pread(self._fd, piece.length, piece.offset))
+                for piece in self._epochs[self._epoch].pending[number].pieces
+            ]
+
+    def _step(self, before: State, state: State) -> bool:
+        """Go from one state without torn writes to another by the writes that differ; False if some of them overlap."""
+        difference = before.present ^ state.present
+        numbers: list[int] = []
+        while difference:
+            bit = difference & -difference
+            numbers.append(bit.bit_length() - 1)
+            difference ^= bit
+        if not all(self._alone[number] for number in numbers):
+            return False
+        for number in numbers:
+            if state.present >> number & 1:
+                self._save(number)
+                for piece in self._epochs[self._epoch].pending[number].pieces:
+                    self._write(self._data(piece), piece.offset)
+            else:
+                for offset, data in self._below[number]:
+                    self._write(data, offset)
+        return True
+
+    def keep(self) -> None:
+        """Close, and leave the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def close(self) -> None:
+        """Remove the file; a second call does nothing."""
+        if self._fd >= 0:
+            self.keep()
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _alone(pending: Sequence[Sequence[Piece]]) -> list[bool]:
+    """Return of each write whether it overlaps no other."""
+    spans = sorted(
+        (piece.offset, piece.offset + piece.length, number)
+        for number, pieces in enumerate(pending)
+        for piece in pieces
+    )
+    alone = [True] * len(pending)
+    reach, owner = -1, -1
+    for start, end, number in spans:
+        if start < reach and owner != number:
+            alone[number] = alone[owner] = False
+        if end > reach:
+            reach, owner = end, number
+    return alone
+
+
+class Scratch:
+    """A copy of an image that a checker may write to.
+
+    `restore` makes it equal to the image again, whatever was done to it: written, cut, enlarged, removed, replaced.
+
+    Args:
+        image: The image.
+        path: File to make; it must not exist, and is removed by `close`.
+    """
+
+    def __init__(self, image: Image, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._image = image
+        self._fd = -1
+        self._make()
+
+    def _make(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        copy_sparse(self._image.fileno(), self._fd, self._image.size)
+        self._image.mirror(self._fd)
+
+    def fileno(self) -> int:
+        """Return the file's descriptor."""
+        return self._fd
+
+    def changed(self) -> Iterator[int]:
+        """Yield the numbers of the 4096-byte blocks that differ from the image, ascending."""
+        mine, other = self._fd, self._image.fileno()
+        for start, end in _union(extents(mine, self._image.size), extents(other, self._image.size)):
+            for at in range(start, end, _COMPARE):
+                length = min(_COMPARE, end - at)
+                one, two = os.pread(mine, length, at), os.pread(other, length, at)
+                if one == two:
+                    continue
+                for block in range(0, length, _GRAIN):
+                    if one[block : block + _GRAIN] != two[block : block + _GRAIN]:
+                        yield (at + block) // _GRAIN
+
+    def restore(self) -> None:
+        """Make it equal to the image again."""
+        try:
+            here, mine = self.path.stat(), os.fstat(self._fd)
+        except FileNotFoundError:
+            self._make()
+            return
+        if (here.st_dev, here.st_ino) != (mine.st_dev, mine.st_ino):
+            self._make()
+            return
+        if mine.st_size != self._image.size:
+            os.ftruncate(self._fd, self._image.size)
+        for block in self.changed():
+            offset = block * _GRAIN
+            write_all(self._fd, os.pread(self._image.fileno(), _GRAIN, offset), offset)
+
+    def close(self) -> None:
+        """Remove the file; a second call does nothing."""
+        if self._fd >= 0:
+            self._image.mirror(-1)
+            os.close(self._fd)
+            self._fd = -1
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+
+
+def _union(one: Iterator[tuple[int, int]], other: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the union of two ascending lists of extents, at multiples of the compared size."""
+    end = 0
+    start = None
+    for first, stop in sorted([*one, *other]):
+        begin = first - first % _GRAIN
+        if start is not None and begin <= end:
+            end = max(end, stop)
+            continue
+        if start is not None:
+            yield start, end
+        start, end = begin, stop
+    if start is not None:
+        yield start, end
+
+
+def write_image(
+    log: CrashLog, timeline: Timeline, state: State, path: str | os.PathLike[str], torn_size: int
+) -> None:
+    """Write the image of one state to a new file.
+
+    Raises:
+        FileExistsError: There is such a file; it is left as it is.
+    """
+    image = Image(log, timeline, path, torn_size)
+    try:
+        image.show(state)
+    except BaseException:
+        image.close()
+        raise
+    image.keep()

@@ -1,0 +1,168 @@
+"""Puts one crash state after the other before a checker."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmcore.crash.checkers import CrashState, Pipeline
+from dmcore.crash.images import block_hash
+from dmcore.crash.materialise import Image, Scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from dmcore.crash.checkers import Checker, Masked, Problem
+    from dmcore.crash.epochs import Timeline
+    from dmcore.crash.log import CrashLog
+    from dmcore.crash.states import State
+
+__all__ = ["Tester"]
+
+_BLOCK = 4096
+
+
+class Tester:
+    """Makes states and has them checked, in files of its own that it removes.
+
+    Args:
+        log: The log.
+        timeline: Its epochs.
+        checker: What judges.
+        folder: Where its files go: one that holds what the device holds, two if the checker writes.
+        torn_size: Bytes of a sector that torn states write whole or not.
+        name: Begin of the files' names.
+    """
+
+    def __init__(
+        self,
+        log: CrashLog,
+        timeline: Timeline,
+        checker: Checker,
+        folder: str | os.PathLike[str],
+        *,
+        torn_size: int,
+        name: str = "state",
+    ) -> None:
+        self._log = log
+        self._timeline = timeline
+        self._checker = checker
+        self.image = Image(log, timeline, Path(folder) / f"{name}.img", torn_size)
+        self._scratch: Scratch | None = None
+        self._prints: _Fingerprints | None = None
+        self._idle = isinstance(checker, Pipeline) and not checker.writes
+        try:
+            if checker.writes:
+                self._scratch = Scratch(self.image, Path(folder) / f"{name}-scratch.img")
+        except BaseException:
+            self.close()
+            raise
+
+    def test(self, state: State, marks: int | None = None) -> Problem | None:
+        """Return what is wrong with a state, None for nothing.
+
+        Args:
+            state: The state.
+            marks: How many of the log's marks had been made; default is those of its epoch.
+
+        Raises:
+            OracleFailed: It could not be judged.
+            OSError: The image could not be made, as with ENOSPC.
+        """
+        self.image.show(state)
+        if self._idle:
+            return None
+        count = self._timeline.epochs[state.epoch].marks if marks is None else marks
+        target = self.image.path if self._scratch is None else self._scratch.path
+        try:
+            return self._checker.check(
+                CrashState(
+                    id=str(state),
+                    image=target,
+                    acknowledged=self._log.acknowledged(count),
+                    started=self._log.started(count),
+                    torn=bool(state.torn),
+                    fingerprint=self._fingerprint,
+                )
+            )
+        finally:
+            if self._scratch is not None:
+                self._scratch.restore()
+
+    def _fingerprint(self, masked: Sequence[Masked]) -> int:
+        if self._prints is None:
+            self._prints = _Fingerprints(self._log, self.image, masked)
+        return self._prints.of(self._scratch)
+
+    def close(self) -> None:
+        """Remove its files; a second call does nothing."""
+        if self._scratch is not None:
+            self._scratch.close()
+        self.image.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Fingerprints:
+    """Hashes of what differs from the device before the log, less the masked bytes."""
+
+    def __init__(self, log: CrashLog, image: Image, masked: Sequence[Masked]) -> None:
+        self._log = log
+        self._image = image
+        self._masks = _by_block(masked, log.size)
+        self._hashes: dict[int, int] = {}
+        self._value = 0
+
+    def of(self, scratch: Scratch | None) -> int:
+        fd = self._image.fileno()
+        for block in self._image.take_dirty():
+            new = self._hash(fd, block)
+            self._value ^= new ^ self._known(block)
+            self._hashes[block] = new
+        value = self._value
+        if scratch is not None:
+            for block in scratch.changed():
+                value ^= self._hash(scratch.fileno(), block) ^ self._known_of_image(fd, block)
+        return value
+
+    def _known(self, block: int) -> int:
+        value = self._hashes.get(block)
+        return (
+            self._masked_hash(block, self._log.read_base(block * _BLOCK, _BLOCK)) if value is None else value
+        )
+
+    def _known_of_image(self, fd: int, block: int) -> int:
+        value = self._hashes.get(block)
+        return self._hash(fd, block) if value is None else value
+
+    def _hash(self, fd: int, block: int) -> int:
+        return self._masked_hash(block, os.pread(fd, _BLOCK, block * _BLOCK))
+
+    def _masked_hash(self, block: int, data: bytes) -> int:
+        ranges = self._masks.get(block)
+        if ranges:
+            masked = bytearray(data)
+            for start, end in ranges:
+                masked[start:end] = bytes(end - start)
+            data = bytes(masked)
+        return block_hash(block, data)
+
+
+def _by_block(masked: Sequence[Masked], size: int) -> dict[int, list[tuple[int, int]]]:
+    ranges: dict[int, list[tuple[int, int]]] = {}
+    for offset, length in masked:
+        end = min(offset + length, size)
+        for block in range(offset // _BLOCK, -(-end // _BLOCK)):
+            start, stop = max(offset - block * _BLOCK, 0), min(end - block * _BLOCK, _BLOCK)
+            if start < stop:
+                ranges.setdefault(block, []).append((start, stop))
+    return ranges

@@ -1,0 +1,258 @@
+"""An index of a log-writes log: one scan, then any entry, mark, flush or FUA write by number in O(log n).
+
+A replayer without one reads every header from the start for each seek. The scan reads headers only, 32 bytes each.
+
+A log may be cut off (a crash while it was recorded, a full disk, a partial copy) or have a super block that lags behind.
+What is consistent is indexed and `LogIndex.warnings` says what was met; a header that makes no sense before that is an
+error, since what the log says about the device from there on is lost.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from array import array
+from bisect import bisect_left
+from typing import TYPE_CHECKING
+
+from dmcore.errors import FormatError, SpecError
+from dmcore.formats.log_writes import END_MARK, Entry, LogFlag, LogReader, SuperBlock, header_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["LogIndex"]
+
+_HEADER = struct.Struct("<QQQQ")
+_PLAIN = LogFlag.FLUSH | LogFlag.FUA | LogFlag.METADATA
+_EVERY = 65536
+
+
+class LogIndex:
+    """The entries of a log, by number.
+
+    Holds 32 bytes of memory per entry and no data; data is read from the file when asked for. The file stays open until
+    `close`.
+
+    Args:
+        path: The log, a file or a block device.
+        nr_entries: How many entries there are, if better known than from the super block: `LogWritesStatus.entries`.
+        salvage: Take what stands before a damaged entry, with a warning, where this would be an error.
+        progress: Called every 65536 entries with the bytes scanned and the log's size.
+
+    Attributes:
+        path: The log.
+        size: Bytes of the file.
+        super_block: The start of the log.
+        sector_size: Bytes of a log sector.
+        warnings: What is not as it should be though the index is good, one sentence each.
+        complete: Whether the last entry is the mark that the target writes when its table is destroyed.
+        extent: First byte of the data device behind all that the log writes or discards.
+
+    Raises:
+        FormatError: No log, or an entry that makes no sense before `nr_entries`; with its offset.
+        OSError: The log cannot be read.
+        SpecError: A negative `nr_entries`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        nr_entries: int | None = None,
+        salvage: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        if nr_entries is not None and nr_entries < 0:
+            raise SpecError("nr_entries", nr_entries, "must not be negative")
+        self.path = os.fspath(path)
+        with LogReader(path) as reader:
+            self.super_block: SuperBlock = reader.super_block
+        self.sector_size = self.super_block.sector_size
+        self.warnings: list[str] = []
+        self.complete = False
+        self.extent = 0
+        self._sectors = array("Q")
+        self._counts = array("Q")
+        self._flags = array("B")
+        self._offsets = array("Q")
+        self._marks: dict[int, str] = {}
+        self._by_flag: dict[int, array[int]] = {}
+        self._file = io.FileIO(path)
+        try:
+            self.size = self._file.seek(0, os.SEEK_END)
+            counted = self.super_block.nr_entries if nr_entries is None else nr_entries
+            self._scan(counted, salvage, progress)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file; reading data on raises ValueError."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _scan(self, counted: int, salvage: bool, progress: Callable[[int, int], None] | None) -> None:  # noqa: FBT001 - internal
+        offset = self.sector_size
+        while len(self) < counted:
+            try:
+                offset = self._take(offset)
+            except FormatError as error:
+                cut = offset + self.sector_size > self.size or "the log ends" in error.what
+                if not cut and not salvage:
+                    raise
+                how = "is cut off" if cut else "is damaged"
+                self.warnings.append(
+                    f"the log {how}: {error}; it should have {counted} entries, the {len(self)} before it are used"
+                )
+                break
+            if progress is not None and len(self) % _EVERY == 0:
+                progress(offset, self.size)
+        else:
+            if not self.complete:
+                self._beyond(counted, offset)
+        del self._offsets[len(self._sectors) :]
+
+    def _beyond(self, counted: int, offset: int) -> None:
+        """Take what stands behind the entries that the super block counts, up to the first that is none."""
+        while not self.complete:
+            try:
+                offset = self._take(offset)
+            except FormatError:
+                break
+        more = len(self) - counted
+        if more:
+            self.warnings.append(
+                f"the super block counts {counted} entries, {more} more behind them are consistent and were taken; the log "
+                "was not closed"
+            )
+
+    def _take(self, offset: int) -> int:
+        """Index the entry whose header is at `offset`; return where the next one begins."""
+        index, fd = len(self._sectors), self._file.fileno()
+        size = self.sector_size
+        header = os.pread(fd, 32, offset)
+        if offset + size > self.size or len(header) < 32:
+            what = f"the log ends at byte {self.size}, within entry {index}"
+            raise FormatError(what, offset)
+        sector, nr_sectors, flags, length = _HEADER.unpack(header)
+        if flags & ~_PLAIN or length or not (flags or nr_sectors) or (sector | nr_sectors) >> 50:
+            problem = header_problem(sector, nr_sectors, flags, length, size)
+            if problem:
+                what = f"entry {index} {problem}"
+                raise FormatError(what, offset)
+        end = offset + size
+        if nr_sectors:
+            if not flags & LogFlag.DISCARD:
+                end += nr_sectors * size
+                if end > self.size:
+                    what = f"entry {index} has data up to byte {end}, the log ends at {self.size}"
+                    raise FormatError(what, offset)
+            self.extent = max(self.extent, (sector + nr_sectors) * size)
+        if flags & LogFlag.MARK:
+            text = os.pread(fd, length, offset + 32).decode("utf-8", "surrogateescape")
+            self._marks[index] = text
+            self.complete = text == END_MARK
+        elif self.complete:
+            self.complete = False
+        self._sectors.append(sector)
+        self._counts.append(nr_sectors)
+        self._flags.append(flags)
+        self._offsets.append(offset + size)
+        return end
+
+    def __len__(self) -> int:
+        return len(self._sectors)
+
+    def __getitem__(self, index: int) -> Entry:
+        """Return an entry by its number; negative numbers count from the end.
+
+        Raises:
+            IndexError: There is none of that number.
+        """
+        if index < 0:
+            index += len(self)
+        return Entry(
+            index,
+            self._sectors[index],
+            self._counts[index],
+            self._flags[index],
+            self._offsets[index],
+            self._marks.get(index),
+        )
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def marks(self) -> dict[int, str]:
+        """All marks, the target's own end mark too: entry number to text, in order."""
+        return self._marks
+
+    def find_mark(self, name: str, *, start: int = 0) -> int:
+        """Return the number of the first mark of that text at or behind entry `start`.
+
+        Raises:
+            SpecError: There is none.
+        """
+        positions = self.positions(LogFlag.MARK)
+        for index in positions[bisect_left(positions, start) :]:
+            if self._marks[index] == name:
+                return index
+        known = ", ".join(list(self._marks.values())[:8])
+        raise SpecError(
+            "mark", name, f"no such mark at or behind entry {start}; there are: {known or 'none'}"
+        )
+
+    def positions(self, flag: LogFlag) -> array[int]:
+        """Return the numbers of all entries with that flag, ascending; made once per flag."""
+        found = self._by_flag.get(flag)
+        if found is None:
+            found = array("Q", (index for index, flags in enumerate(self._flags) if flags & flag))
+            self._by_flag[flag] = found
+        return found
+
+    def next(self, flag: LogFlag, start: int = 0) -> int | None:
+        """Return the number of the first entry with that flag at or behind `start`; None if there is none. O(log n)."""
+        positions = self.positions(flag)
+        at = bisect_left(positions, start)
+        return positions[at] if at < len(positions) else None
+
+    def flags(self, index: int) -> int:
+        """Return the `LogFlag` bits of an entry."""
+        return self._flags[index]
+
+    def extent_of(self, index: int) -> tuple[int, int]:
+        """Return the part of the data device that an entry is about: first byte and number of bytes."""
+        return self._sectors[index] * self.sector_size, self._counts[index] * self.sector_size
+
+    def data_offset(self, index: int) -> int:
+        """Return the byte of the log where an entry's data begins; -1 for an entry without data."""
+        if not self._counts[index] or self._flags[index] & LogFlag.DISCARD:
+            return -1
+        return self._offsets[index]
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes of the log.
+
+        Raises:
+            FormatError: The log ends within; it did not when it was indexed.
+        """
+        data = os.pread(self._file.fileno(), length, offset)
+        while len(data) < length:
+            more = os.pread(self._file.fileno(), length - len(data), offset + len(data))
+            if not more:
+                what = f"the log ends at byte {offset + len(data)}, within data that was there before"
+                raise FormatError(what, offset)
+            data += more
+        return data
