@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
     from pytest_dm import devices
     from pytest_dm.backend import Backend
+    from pytest_dm.crash.session import DmCrash
     from pytest_dm.devices.base import Disk
     from pytest_dm.factory import Dm
 
 __all__ = [
     "dm",
     "dm_backend",
+    "dm_crash",
     "dm_delay",
     "dm_dust",
     "dm_error",
@@ -136,6 +138,14 @@ def dm_log_writes(dm: Dm) -> devices.LogWrites:
     if dm.wants.filesystem is not None:
         device.mark("mkfs")
     return device
+
+
+@pytest.fixture
+def dm_crash(dm: Dm) -> DmCrash:
+    """Records what a workload writes, and explores the states that a power cut could have left of it."""
+    from pytest_dm.crash.session import DmCrash  # noqa: PLC0415 - only where a test records
+
+    return DmCrash(dm)
 
 
 def _bare(dm: Dm, fixture: str, device: T) -> T:

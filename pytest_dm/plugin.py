@@ -10,6 +10,7 @@ from pytest_dm import auto_vm, backend, markers, reporting
 from pytest_dm.fixtures import (
     dm,
     dm_backend,
+    dm_crash,
     dm_delay,
     dm_dust,
     dm_error,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "dm",
     "dm_backend",
+    "dm_crash",
     "dm_delay",
     "dm_dust",
     "dm_error",

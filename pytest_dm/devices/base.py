@@ -63,9 +63,9 @@ class Disk(ABC):
     def describe(self) -> str:
         """Return a line or more for a failure report: what this device is now."""
 
-    def open(self, *, direct: bool = True, readonly: bool = False) -> BlockFile:
+    def open(self, *, direct: bool = True, readonly: bool = False, synchronous: bool = False) -> BlockFile:
         """Open the node; the result speaks the same read, write, flush, discard and write_zeroes."""
-        return BlockFile(self.path, direct=direct, readonly=readonly)
+        return BlockFile(self.path, direct=direct, readonly=readonly, synchronous=synchronous)
 
     @property
     def size(self) -> int:

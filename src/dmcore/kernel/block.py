@@ -34,18 +34,26 @@ class BlockFile:
     pieces before it done.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, direct: bool = True, readonly: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        direct: bool = True,
+        readonly: bool = False,
+        synchronous: bool = False,
+    ) -> None:
         """Open `path`.
 
         Args:
             path: The node.
             direct: O_DIRECT; offsets and lengths must then be multiples of the logical block size.
             readonly: Open for reading only.
+            synchronous: O_DSYNC: a write returns when it is durable (with direct I/O: a FUA write and a flush).
         """
         self.path = Path(path)
         self.direct = direct
         flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
-        self._fd = os.open(self.path, flags)
+        self._fd = os.open(self.path, flags | (os.O_DSYNC if synchronous else 0))
         self._buffer: mmap.mmap | None = None
         self.block_size = self._logical_block_size() if direct else 1
 

@@ -18,7 +18,7 @@ from dmcore.errors import IoctlError, SpecError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MountFlags", "Mounted", "mount", "mounts", "parse_options", "unmount"]
+__all__ = ["MountFlags", "Mounted", "mount", "mounts", "parse_options", "sync_filesystem", "unmount"]
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -133,6 +133,21 @@ def unmount(target: str | os.PathLike[str], *, lazy: bool = False) -> None:
     flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
     if _library().umount2(os.fsencode(target), flags):
         raise IoctlError(ctypes.get_errno(), "umount", os.fspath(target))
+
+
+def sync_filesystem(path: str | os.PathLike[str]) -> None:
+    """Write back and flush the file system that `path` is on: syncfs(2).
+
+    Raises:
+        IoctlError: The write-back failed: EIO, ENOSPC.
+        OSError: No such path.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _library().syncfs(fd):
+            raise IoctlError(ctypes.get_errno(), "syncfs", os.fspath(path))
+    finally:
+        os.close(fd)
 
 
 def _unescape(text: str) -> str:

@@ -1,0 +1,1 @@
+"""Crash exploration from a test: record what a workload writes, mount the states a power cut could leave, check each."""
