@@ -131,7 +131,8 @@ class CrashDisk:
         """
         longest = max(len(START), len(DONE))
         size = len(name.encode(errors="surrogateescape"))
-        if not 1 <= size <= (most := self.block_size - 33 - longest):
+        most = self.block_size - 33 - longest
+        if not 1 <= size <= most:
             raise SpecError("operation", name, f"{size} bytes, must be 1..{most}")
         self.mark(START + name)
         yield
