@@ -86,6 +86,8 @@ class CrashState:
             not atomic.
         torn: Whether some write is there in part.
         fingerprint: Returns a number that is the same for images that differ in the masked bytes only.
+        settled: To be called, if at all, after `fingerprint`, by a checker that has not written to the image since: saves
+            looking for what it wrote.
     """
 
     id: str
@@ -95,6 +97,7 @@ class CrashState:
     started: tuple[str, ...] = ()
     torn: bool = False
     fingerprint: Callable[[Sequence[Masked]], int]
+    settled: Callable[[], None]
 
 
 class Checker(Protocol):
@@ -206,17 +209,18 @@ class Pipeline:
             if recovered not in self._verified:
                 self._verified[recovered] = self.filesystem.verify(state.image)
             problem = self._verified[recovered]
-            if problem is not None:
-                return problem
-        return None if self.oracle is None else self._ask(state, recovered, plain)
+            known = problem is not None or self._known(state, recovered)
+            if known or self.oracle is None:
+                state.settled()
+                return problem or self._wrong.get((recovered, state.acknowledged))
+        return None if self.oracle is None else self._ask(state, recovered)
 
-    def _ask(self, state: CrashState, recovered: int, plain: bool) -> Problem | None:  # noqa: FBT001 - internal
-        if not plain:
-            if self._content.get(recovered, -1) >= len(state.acknowledged):
-                return None
-            known = self._wrong.get((recovered, state.acknowledged))
-            if known is not None:
-                return known
+    def _known(self, state: CrashState, recovered: int) -> bool:
+        """Whether the oracle's word on a recovered image is known."""
+        content = self._content.get(recovered, -1) >= len(state.acknowledged)
+        return content or (recovered, state.acknowledged) in self._wrong
+
+    def _ask(self, state: CrashState, recovered: int) -> Problem | None:
         with self.filesystem.opened(state.image) as mountpoint:
             problem = self._judge(state, mountpoint)
         if problem is None:

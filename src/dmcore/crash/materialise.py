@@ -13,9 +13,10 @@ import contextlib
 import errno
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dmcore.crash.states import State, state_pieces
+from dmcore.kernel.libc import punch_hole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,9 +33,16 @@ _GRAIN = 4096
 _COMPARE = 1 << 16
 
 
-def extents(fd: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the parts of a file up to `end` that are no holes: first byte, and the byte behind."""
-    offset = 0
+class _Saved(NamedTuple):
+    """What was somewhere: data, or None for a hole."""
+
+    offset: int
+    length: int
+    data: bytes | None
+
+
+def extents(fd: int, end: int, offset: int = 0) -> Iterator[tuple[int, int]]:
+    """Yield the parts of a file from `offset` to `end` that are no holes: first byte, and the byte behind."""
     while offset < end:
         try:
             start = os.lseek(fd, offset, os.SEEK_DATA)
@@ -71,6 +79,21 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
         done += os.pwrite(fd, memoryview(data)[done:], offset + done)
 
 
+def write_zeros(fd: int, offset: int, length: int) -> None:
+    """Make bytes of a file zeros: a hole where the file system can, else written.
+
+    Raises:
+        OSError: ENOSPC and the like.
+    """
+    try:
+        punch_hole(fd, offset, length)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        for at in range(offset, offset + length, _CHUNK):
+            write_all(fd, bytes(min(_CHUNK, offset + length - at)), at)
+
+
 class Image:
     """A file that holds one crash state after the other.
 
@@ -95,8 +118,8 @@ class Image:
         self._touched = bytearray(-(-log.size // _GRAIN))
         self._epoch = -1
         self._state: State | None = None
-        self._undo: list[tuple[int, bytes]] = []
-        self._below: dict[int, list[tuple[int, bytes]]] = {}
+        self._undo: list[_Saved] = []
+        self._below: dict[int, list[_Saved]] = {}
         self._alone: list[bool] = []
         try:
             self._fill()
@@ -105,12 +128,10 @@ class Image:
             raise
 
     def _fill(self) -> None:
-        os.ftruncate(self._fd, 0)
-        if self._log.base is None:
-            os.ftruncate(self._fd, self.size)
-            return
-        with self._log.base.open("rb") as base:
-            copy_sparse(base.fileno(), self._fd, min(os.fstat(base.fileno()).st_size, self.size))
+        if self._log.base is not None:
+            with self._log.base.open("rb") as base:
+                end = min(base.seek(0, os.SEEK_END), self.size)
+                copy_sparse(base.fileno(), self._fd, end)
         os.ftruncate(self._fd, self.size)
 
     def fileno(self) -> int:
@@ -121,19 +142,29 @@ class Image:
         """Write to `fd`, too, whatever is written from now on; -1 ends that."""
         self._mirror = fd
 
-    def _write(self, data: bytes, offset: int) -> None:
-        write_all(self._fd, data, offset)
-        if self._mirror >= 0:
-            write_all(self._mirror, data, offset)
-        self._dirty.update(range(offset // _GRAIN, (offset + len(data) - 1) // _GRAIN + 1))
-
     def take_dirty(self) -> set[int]:
         """Return the numbers of the 4096-byte blocks written since the last call, all that differ from before the log."""
         dirty, self._dirty = self._dirty, set()
         return dirty
 
-    def _data(self, piece: Piece) -> bytes:
-        return bytes(piece.length) if piece.source < 0 else self._log.index.read(piece.source, piece.length)
+    def _write(self, offset: int, length: int, data: bytes | None) -> None:
+        """Write data, or zeros for None."""
+        for fd in (self._fd, self._mirror):
+            if fd >= 0 and data is None:
+                write_zeros(fd, offset, length)
+            elif fd >= 0 and data is not None:
+                write_all(fd, data, offset)
+        self._dirty.update(range(offset // _GRAIN, (offset + length - 1) // _GRAIN + 1))
+
+    def _put(self, piece: Piece) -> None:
+        """Write a piece, and take note of where."""
+        offset, length, source = piece
+        if source < 0:
+            self._write(offset, length, None)
+        else:
+            for at in range(0, length, _CHUNK):
+                part = min(_CHUNK, length - at)
+                self._write(offset + at, part, self._log.index.read(source + at, part))
 
     def goto(self, epoch: int) -> None:
         """Make the image what is durable at an epoch; forward costs what became durable, back all that was touched."""
@@ -146,18 +177,11 @@ class Image:
             self._epoch += 1
             for write in self._epochs[self._epoch].durable:
                 for piece in write.pieces:
-                    self._apply(piece)
+                    self._put(piece)
+                    first, last = piece.offset // _GRAIN, (piece.offset + piece.length - 1) // _GRAIN + 1
+                    self._touched[first:last] = b"\1" * (last - first)
         self._below = {}
         self._alone = _alone([write.pieces for write in self._epochs[epoch].pending])
-
-    def _apply(self, piece: Piece) -> None:
-        offset, end = piece.offset, piece.offset + piece.length
-        for at in range(offset, end, _CHUNK):
-            length = min(_CHUNK, end - at)
-            source = piece.source if piece.source < 0 else piece.source + at - offset
-            self._write(self._data(type(piece)(at, length, source)), at)
-        first, last = offset // _GRAIN, (end - 1) // _GRAIN + 1
-        self._touched[first:last] = b"\1" * (last - first)
 
     def _rewind(self) -> None:
         at = self._touched.find(1)
@@ -166,7 +190,8 @@ class Image:
             while stop < len(self._touched) and self._touched[stop] and stop - at < _CHUNK // _GRAIN:
                 stop += 1
             start, end = at * _GRAIN, min(stop * _GRAIN, self.size)
-            self._write(self._log.read_base(start, end - start), start)
+            data = self._log.read_base(start, end - start)
+            self._write(start, end - start, data if data.count(0) < len(data) else None)
             self._touched[at:stop] = bytes(stop - at)
             at = self._touched.find(1, stop)
         self._epoch = -1
@@ -174,14 +199,14 @@ class Image:
     def _clear(self) -> None:
         """Put back what is durable where the state differs from it."""
         state, self._state = self._state, None
-        for offset, data in reversed(self._undo):
-            self._write(data, offset)
+        for saved in reversed(self._undo):
+            self._write(*saved)
         self._undo = []
         if state is not None and not state.torn:
             for write in range(state.present.bit_length()):
                 if state.present >> write & 1 and self._alone[write]:
-                    for offset, data in self._below[write]:
-                        self._write(data, offset)
+                    for saved in self._below[write]:
+                        self._write(*saved)
 
     def show(self, state: State) -> None:
         """Make the image that of a state.
@@ -211,14 +236,27 @@ class Image:
                 self._save(number)
             for piece in pieces:
                 if not alone:
-                    self._undo.append((piece.offset, os.pread(self._fd, piece.length, piece.offset)))
-                self._write(self._data(piece), piece.offset)
+                    self._undo.extend(self._saved(piece))
+                self._put(piece)
+
+    def _saved(self, piece: Piece) -> Iterator[_Saved]:
+        """Yield what is where a piece goes: data, and holes as None."""
+        end = piece.offset + piece.length
+        at = piece.offset
+        for start, stop in extents(self._fd, end, piece.offset):
+            if start > at:
+                yield _Saved(at, start - at, None)
+            yield _Saved(start, stop - start, os.pread(self._fd, stop - start, start))
+            at = stop
+        if end > at:
+            yield _Saved(at, end - at, None)
 
     def _save(self, number: int) -> None:
         if number not in self._below:
             self._below[number] = [
-                (piece.offset, os.pread(self._fd, piece.length, piece.offset))
+                saved
                 for piece in self._epochs[self._epoch].pending[number].pieces
+                for saved in self._saved(piece)
             ]
 
     def _step(self, before: State, state: State) -> bool:
@@ -235,10 +273,10 @@ class Image:
             if state.present >> number & 1:
                 self._save(number)
                 for piece in self._epochs[self._epoch].pending[number].pieces:
-                    self._write(self._data(piece), piece.offset)
+                    self._put(piece)
             else:
-                for offset, data in self._below[number]:
-                    self._write(data, offset)
+                for saved in self._below[number]:
+                    self._write(*saved)
         return True
 
     def keep(self) -> None:
@@ -294,6 +332,8 @@ class Scratch:
         self.path = Path(path)
         self._image = image
         self._fd = -1
+        self._changed: list[int] = []
+        self._known: list[int] | None = None
         self._make()
 
     def _make(self) -> None:
@@ -309,8 +349,12 @@ class Scratch:
         """Return the file's descriptor."""
         return self._fd
 
-    def changed(self) -> Iterator[int]:
-        """Yield the numbers of the 4096-byte blocks that differ from the image, ascending."""
+    def changed(self) -> list[int]:
+        """Return the numbers of the 4096-byte blocks that differ from the image, ascending, and remember them for `restore`."""
+        self._changed = list(self._compare())
+        return self._changed
+
+    def _compare(self) -> Iterator[int]:
         mine, other = self._fd, self._image.fileno()
         for start, end in _union(extents(mine, self._image.size), extents(other, self._image.size)):
             for at in range(start, end, _COMPARE):
@@ -322,8 +366,13 @@ class Scratch:
                     if one[block : block + _GRAIN] != two[block : block + _GRAIN]:
                         yield (at + block) // _GRAIN
 
+    def settled(self) -> None:
+        """Say that nobody has written since `changed`: `restore` need not look again."""
+        self._known = self._changed
+
     def restore(self) -> None:
         """Make it equal to the image again."""
+        known, self._known = self._known, None
         try:
             here, mine = self.path.stat(), os.fstat(self._fd)
         except FileNotFoundError:
@@ -334,9 +383,14 @@ class Scratch:
             return
         if mine.st_size != self._image.size:
             os.ftruncate(self._fd, self._image.size)
-        for block in self.changed():
+        other = self._image.fileno()
+        for block in self._compare() if known is None else known:
             offset = block * _GRAIN
-            write_all(self._fd, os.pread(self._image.fileno(), _GRAIN, offset), offset)
+            data = os.pread(other, _GRAIN, offset)
+            if data.count(0) < len(data):
+                write_all(self._fd, data, offset)
+            else:
+                write_zeros(self._fd, offset, len(data))
 
     def close(self) -> None:
         """Remove the file; a second call does nothing."""

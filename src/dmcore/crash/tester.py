@@ -86,11 +86,16 @@ class Tester:
                     started=self._log.started(count),
                     torn=bool(state.torn),
                     fingerprint=self._fingerprint,
+                    settled=self._settled,
                 )
             )
         finally:
             if self._scratch is not None:
                 self._scratch.restore()
+
+    def _settled(self) -> None:
+        if self._scratch is not None:
+            self._scratch.settled()
 
     def _fingerprint(self, masked: Sequence[Masked]) -> int:
         if self._prints is None:
