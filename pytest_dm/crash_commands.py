@@ -175,10 +175,12 @@ def _explored(arguments: argparse.Namespace) -> int:
     _save(arguments.json, result)
     for warning in found.warnings:
         sys.stderr.write(f"pytest-dm: warning: {warning}\n")
-    for finding in found.findings[:20]:
-        sys.stderr.write(f"{finding.state}: {finding.problem.reason}\n")
-    if len(found.findings) > 20:
-        sys.stderr.write(f"... and {len(found.findings) - 20} more\n")
+    for proof in found.proofs:
+        state = proof.minimal.state
+        sys.stderr.write(f"\n{proof.minimal.problem.kind}{', torn' if state.torn else ''}: {state}\n")
+        sys.stderr.writelines(f"  {line}\n" for line in proof.words)
+    if found.proofs:
+        sys.stderr.write("\n")
     for error in found.errors[:3]:
         sys.stderr.write(f"pytest-dm: {error}\n")
     sys.stderr.write(

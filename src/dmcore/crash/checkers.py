@@ -150,6 +150,13 @@ class FileSystem(Protocol):
         """Return what of a recovered image means nothing; asked once, of the first."""
         ...
 
+    def explain(self, image: Path, writes: Sequence[tuple[int, bytes]], /) -> list[str]:
+        """Return what each write was for, "" if unknown: given its first byte on the device, and its data.
+
+        The image is of the end of the log, recovered if that was possible.
+        """
+        ...
+
     def opened(self, image: Path, /) -> AbstractContextManager[Path | None]:
         """Return a context in which an oracle may look at a recovered image; gives where it is mounted, if it is."""
         ...
@@ -170,6 +177,10 @@ class NoFileSystem:
     def masked(self, _image: Path, /) -> Sequence[Masked]:
         """Every byte counts."""
         return ()
+
+    def explain(self, _image: Path, writes: Sequence[tuple[int, bytes]], /) -> list[str]:
+        """Nobody knows."""
+        return [""] * len(writes)
 
     def opened(self, _image: Path, /) -> AbstractContextManager[None]:
         """There is nothing to mount."""

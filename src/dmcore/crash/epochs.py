@@ -177,6 +177,7 @@ def timeline(
     *,
     times: Sequence[Times] | None = None,
     window: int = 6,
+    fua_last: bool = False,
 ) -> Timeline:
     """Return the epochs of a log.
 
@@ -185,6 +186,8 @@ def timeline(
         level: How much order is assumed.
         times: For L2: of each entry.
         window: For L3: how many flushes back a write may be lost.
+        fua_last: For L0 and L1: of an ordinary and a FUA write of the same blocks between two flushes, take the FUA write for the
+            later one, though it is logged first. Epochs and pending writes keep their numbers.
 
     Raises:
         SpecError: No such level; L2 without times of each entry; `window` below 1.
@@ -203,7 +206,7 @@ def timeline(
             raise SpecError("window", window, "must be at least 1")
         return Timeline(level, tuple(_hostile(log, window)))
     ambiguous: list[Ambiguous] = []
-    epochs = _logged(log, ambiguous)
+    epochs = _logged(log, ambiguous, fua_last=fua_last)
     if level is Level.L0:
         epochs = [
             Epoch(epoch.index, epoch.position, epoch.durable, (), epoch.marks, epoch.ends) for epoch in epochs
@@ -286,7 +289,7 @@ class _Builder:
         self._durable.extend(writes)
 
 
-def _logged(log: CrashLog, ambiguous: list[Ambiguous]) -> list[Epoch]:
+def _logged(log: CrashLog, ambiguous: list[Ambiguous], *, fua_last: bool) -> list[Epoch]:
     """L1: from the order of the log alone."""
     builder = _Builder(log)
     pending: list[Write] = []
@@ -308,7 +311,10 @@ def _logged(log: CrashLog, ambiguous: list[Ambiguous]) -> list[Epoch]:
             builder.durable([write])
             fuas.append(write)
         else:
-            ambiguous.extend(Ambiguous(fua.entry, entry) for fua in fuas if _overlaps(fua, write))
+            overlapped = [fua for fua in fuas if _overlaps(fua, write)]
+            ambiguous.extend(Ambiguous(fua.entry, entry) for fua in overlapped)
+            for fua in overlapped if fua_last else ():
+                write = _trim(write, fua) or Write(entry, flags, ())
             pending.append(write)
     builder.add(len(index), pending, "end")
     return builder.epochs

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmcore.crash.checkers import NoFileSystem, Pipeline
+from dmcore.crash.conclude import Proof, both_orders, prove
 from dmcore.crash.epochs import Level, timeline
 from dmcore.crash.families import Families
 from dmcore.crash.images import ImageIds
@@ -97,6 +98,7 @@ class Exploration:
         torn_size: Bytes of a sector that torn states write whole or not; 0: none were made.
         first: Number of the first epoch looked at: where the file system begins to be there.
         findings: States that failed, by time.
+        proofs: The smallest proof of each class of them (kind, torn or not), with words.
         set_apart: Torn states at which the file system itself failed, where tearing was not asked for by name: many disks
             never tear such a sector, and it is not the program's fault.
         errors: States that could not be judged: the oracle failed.
@@ -114,6 +116,7 @@ class Exploration:
     torn_size: int
     first: int = 0
     findings: list[Finding] = field(default_factory=list[Finding])
+    proofs: list[Proof] = field(default_factory=list[Proof])
     set_apart: list[Finding] = field(default_factory=list[Finding])
     errors: list[str] = field(default_factory=list[str])
     generated: int = 0
@@ -153,6 +156,7 @@ def explore(
     window: int = 6,
     workers: int | None = None,
     folder: str | os.PathLike[str] | None = None,
+    minimise: bool = True,
     progress: Callable[[Progress], None] | None = None,
 ) -> Exploration:
     """Visit crash states of a log and judge each distinct one.
@@ -174,6 +178,7 @@ def explore(
         window: For L3: how many flushes back a write may be lost.
         workers: Processes; None for one per core that this one may use, 0 for none.
         folder: Where images go; None for one that is made and removed.
+        minimise: Whether to look for the smallest proofs.
         progress: Called a few times a second, and at the end.
 
     Raises:
@@ -186,6 +191,7 @@ def explore(
         raise SpecError("max_states", max_states, "must be at least 1")
     fs = filesystem or NoFileSystem()
     make = checker or (lambda: Pipeline(fs, oracle))
+    began = time.monotonic()
     home = Path(folder) if folder is not None else scratch_folder()
     try:
         if first is None:
@@ -205,7 +211,25 @@ def explore(
         try:
             run_.collect(results)
         finally:
-            results.close()  # type: ignore[attr-defined]
+            results.close()
+        found.findings, warning = both_orders(
+            log, line, found.findings, make=make, folder=home, torn_size=torn_size, workers=count
+        )
+        if warning:
+            found.warnings.append(warning)
+        if minimise:
+            found.proofs, notes = prove(
+                log,
+                line,
+                found.findings,
+                make=make,
+                filesystem=fs,
+                folder=home,
+                torn_size=torn_size,
+                isolated=count > 0,
+            )
+            found.warnings += notes
+        found.seconds = time.monotonic() - began
         return found
     finally:
         if folder is None:
@@ -316,7 +340,6 @@ class _Run:
         found.findings = sorted(self._failed.values(), key=_by_time)
         found.set_apart.sort(key=_by_time)
         found.checked = len(self._judged)
-        found.seconds = time.monotonic() - self._began
         found.truncated = self._families.truncated or self._stopped
         found.exhaustive = self._families.exhaustive and not self._stopped
         if self._stopped:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import struct
 import subprocess
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from dmcore.crash.checkers import Masked, Problem
-from dmcore.errors import Unsupported
+from dmcore.crash.ext_layout import Layout
+from dmcore.crash.tools import find_tool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ class Ext:
         self.name = name
         self.atomic: Sequence[tuple[int, int]] = ((_SUPER, 2 * _SUPER),)
         self._timeout = timeout
-        self._e2fsck = _tool("e2fsck")
+        self._e2fsck = find_tool("e2fsck", "e2fsprogs")
         self._journalled = True
         self._environment = {**os.environ, "E2FSCK_CONFIG": os.devnull, "LC_ALL": "C"}
 
@@ -102,6 +102,10 @@ class Ext:
         masked = [Masked(_SUPER + offset, length) for offset, length in _STATIC_FIELDS]
         return [*masked, *_journal(image)] if self._journalled else masked
 
+    def explain(self, image: Path, writes: Sequence[tuple[int, bytes]], /) -> list[str]:
+        """Say what blocks are for, by debugfs and dumpe2fs."""
+        return Layout(image, timeout=self._timeout).explain(writes)
+
     def opened(self, _image: Path, /) -> AbstractContextManager[None]:
         """There is nothing to mount: oracles read the image, as with debugfs."""
         return nullcontext()
@@ -121,13 +125,6 @@ class Ext:
         except subprocess.TimeoutExpired:
             return 8, f"{' '.join(map(str, words[:-1]))} took longer than {self._timeout:g} s"
         return done.returncode, done.stdout.decode(errors="replace")
-
-
-def _tool(name: str) -> str:
-    path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if path is None:
-        raise Unsupported(name, f"{name} is not installed", "apt-get install e2fsprogs")
-    return path
 
 
 def _super_block(image: Path) -> tuple[int, int, bool] | None:
@@ -154,7 +151,7 @@ def _complaint(text: str, status: int) -> str:
 def _journal(image: Path) -> list[Masked]:
     """Return where the journal is, by debugfs; nothing if it cannot be had: then more images count as distinct."""
     done = subprocess.run(
-        [_tool("debugfs"), "-R", "stat <8>", image],
+        [find_tool("debugfs", "e2fsprogs"), "-R", "stat <8>", image],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False, timeout=60,
         env={**os.environ, "DEBUGFS_PAGER": "cat", "PAGER": "cat", "LC_ALL": "C"},
     )  # fmt: skip

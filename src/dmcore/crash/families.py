@@ -6,15 +6,15 @@ metadata and FUA writes first. Families are visited one after the other, each ov
 ========== ============================================================== ====================== =====
 family     states of an epoch with n pending writes                       all of them, up to     share
 ========== ============================================================== ====================== =====
-boundary   nothing pending is there; at the end of the log also all       any n                  40 %
-prefix     the first k are there                                          any n                  with it
+boundary   nothing pending is there; at the end of the log also all       any n                  25 %
+prefix     the first k are there                                          any n                  15 %
 subset     every subset; above n = 10: one missing, one kept, two missing n = 10; 64; 24         30 %
 torn       one is there in part, with all others, none, those before it   units of 2^4           20 %
 random     random subsets, one in ten, half, nine in ten there            -                      10 %
 rest       every subset of larger epochs, if the budget allows all        2^n of what is left    rest
 ========== ============================================================== ====================== =====
 
-A share counts when the number of states is limited; what a family does not use is the next one's.
+Shares count when the number of states is limited; what one family does not need, the others get.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["EXHAUSTIVE", "Families", "states"]
 EXHAUSTIVE = 10
 """Pending writes up to which every subset is one of the families."""
 _SINGLES, _PAIRS, _RANDOM, _LARGEST = 64, 24, 64, 24
-_SHARES = {"boundary": 0.4, "prefix": 0.4, "subset": 0.3, "torn": 0.2, "random": 0.1}
+_SHARES = {"boundary": 0.25, "prefix": 0.15, "subset": 0.3, "torn": 0.2, "random": 0.1}
 
 
 @dataclass
@@ -82,8 +82,6 @@ class Families:
 
     def __iter__(self) -> Iterator[tuple[str, State]]:
         """Yield family and state; within a family epochs only grow."""
-        self._left = -1 if self.max_states is None else self.max_states
-        unused = 0.0
         families: list[
             tuple[str, Callable[[Epoch], int], Callable[[Epoch, random.Random], Iterator[State]]]
         ] = [
@@ -93,27 +91,18 @@ class Families:
             ("torn", self._count_torn, self._torn),
             ("random", _count_random, self._random),
         ]
-        for name, count, make in families:
-            counts = [count(epoch) for epoch in self._epochs]
-            share = None
-            if self.max_states is not None:
-                share = min(self._left, int(_SHARES[name] * self.max_states + unused))
-                unused += (_SHARES[name] if name != "prefix" else 0) * self.max_states
-            given = 0
-            for epoch, quota in zip(self._epochs, self._quotas(counts, share), strict=True):
-                if quota:
-                    rng = random.Random(f"{self.seed}:{name}:{epoch.index}")  # noqa: S311 - reproducible choice
-                    chosen = list(islice(make(epoch, rng), quota))
-                    if name == "prefix":
-                        chosen.sort(key=lambda state: state.present)
-                    for state in chosen:
-                        self._note(state)
-                        given += 1
-                        yield name, state
-            unused -= given
-            if self._left >= 0:
-                self._left -= given
-            self.truncated |= share is not None and sum(counts) > share
+        counts = {name: [count(epoch) for epoch in self._epochs] for name, count, _ in families}
+        shares = self._shares({name: sum(each) for name, each in counts.items()})
+        self._left = -1 if self.max_states is None else self.max_states
+        for name, _, make in families:
+            short = sum(counts[name]) > shares[name]
+            self.truncated |= short
+            self.exhaustive &= not short or name in {"torn", "random"}
+            for epoch, quota in zip(self._epochs, self._quotas(counts[name], shares[name]), strict=True):
+                for state in self._chosen(name, make, epoch, quota):
+                    self._note(state)
+                    self._left -= self._left > 0
+                    yield name, state
         for state in self._rest():
             yield "rest", state
 
@@ -121,9 +110,40 @@ class Families:
         if not state.torn and len(self.timeline.epochs[state.epoch].pending) > EXHAUSTIVE:
             self._given.setdefault(state.epoch, set()).add(state.present)
 
-    def _quotas(self, counts: Sequence[int], share: int | None) -> list[int]:
-        """Divide a share: by weight, nobody more than there is."""
-        if share is None or sum(counts) <= share:
+    def _chosen(
+        self,
+        name: str,
+        make: Callable[[Epoch, random.Random], Iterator[State]],
+        epoch: Epoch,
+        quota: int,
+    ) -> list[State]:
+        if not quota:
+            return []
+        rng = random.Random(f"{self.seed}:{name}:{epoch.index}")  # noqa: S311 - reproducible choice
+        chosen = list(islice(make(epoch, rng), quota))
+        if name == "prefix":
+            chosen.sort(key=lambda state: state.present)
+        return chosen
+
+    def _shares(self, wanted: dict[str, int]) -> dict[str, int]:
+        """Divide the budget among the families; what one does not use is divided among the others."""
+        if self.max_states is None or sum(wanted.values()) <= self.max_states:
+            return wanted
+        shares = dict.fromkeys(wanted, 0)
+        left = self.max_states
+        while left > 0:
+            hungry = [name for name in wanted if shares[name] < wanted[name]]
+            whole = sum(_SHARES[name] for name in hungry)
+            for name in hungry:
+                more = max(1, int(self.max_states * _SHARES[name] / whole))
+                more = min(more, wanted[name] - shares[name], left)
+                shares[name] += more
+                left -= more
+        return shares
+
+    def _quotas(self, counts: Sequence[int], share: int) -> list[int]:
+        """Divide a share among the epochs: by weight, none more than it has."""
+        if sum(counts) <= share:
             return list(counts)
         low, high = 0.0, float(max(counts))
         for _ in range(60):
@@ -236,7 +256,6 @@ class Families:
                 if mask not in known and not (skip_full and mask == (1 << n) - 1):
                     self._left -= 1
                     yield State(epoch.index, mask)
-        self.exhaustive &= not self.truncated
 
 
 def _is_prefix(mask: int) -> bool:

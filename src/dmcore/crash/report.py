@@ -8,6 +8,7 @@ from dmcore.crash.states import units
 from dmcore.formats.log_writes import LogFlag
 
 if TYPE_CHECKING:
+    from dmcore.crash.conclude import Proof
     from dmcore.crash.explore import Exploration, Finding
     from dmcore.crash.log import CrashLog
     from dmcore.crash.states import State
@@ -56,6 +57,26 @@ def _finding(log: CrashLog, found: Exploration, finding: Finding) -> dict[str, o
     }
 
 
+def _proof(log: CrashLog, found: Exploration, proof: Proof) -> dict[str, object]:
+    minimal = proof.minimal
+    pending = found.timeline.epochs[minimal.state.epoch].pending
+    return {
+        "id": str(minimal.state),
+        "kind": minimal.problem.kind,
+        "reason": minimal.problem.reason,
+        "torn": bool(minimal.state.torn),
+        "from": str(minimal.start),
+        "pending": len(pending),
+        "missing": missing(log, found, minimal.state),
+        "present": [pending[number].entry for number in minimal.present],
+        "causes": [pending[number].entry for number in minimal.causes],
+        "prefix": minimal.prefix,
+        "checks": minimal.checks,
+        "smallest": minimal.done,
+        "words": list(proof.words),
+    }
+
+
 def to_json(log: CrashLog, found: Exploration) -> dict[str, object]:
     """Return all that an exploration found, in values that JSON knows.
 
@@ -84,6 +105,7 @@ def to_json(log: CrashLog, found: Exploration) -> dict[str, object]:
         "truncated": found.truncated,
         "seconds": round(found.seconds, 3),
         "violations": findings,
+        "minimal": [_proof(log, found, proof) for proof in found.proofs],
         "set_apart": [_finding(log, found, finding) for finding in found.set_apart],
         "warnings": found.warnings,
         "errors": found.errors,

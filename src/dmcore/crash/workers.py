@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dmcore.crash.checkers import OracleFailed, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from multiprocessing.context import ForkProcess
 
     from dmcore.crash.states import State
@@ -71,7 +71,7 @@ def judge(tester: Tester, job: Job) -> Result:
 
 def run(
     jobs: Iterator[Job], make: Callable[[str], Tester], *, workers: int, silence: float = 600
-) -> Iterator[Result | None]:
+) -> Generator[Result | None]:
     """Test states, and yield results as they come; None once in a while when there are none.
 
     Closing the iterator ends the workers and removes their files.
