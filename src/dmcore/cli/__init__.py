@@ -8,10 +8,13 @@ what begins with `_` is no command. Everything else is dmsetup's grammar.
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from importlib import import_module
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING
+
+from dmcore.errors import DmError
 
 if TYPE_CHECKING:
     import argparse
@@ -30,21 +33,34 @@ if TYPE_CHECKING:
             ...
 
 
-__all__ = ["command_names", "main"]
+__all__ = ["command_names", "main", "summary"]
 
-_USAGE = 2
 _INTERRUPTED = 130
 
 
 def command_names() -> tuple[str, ...]:
     """Return the names of the commands that are modules of this folder, sorted."""
-    return tuple(
-        sorted(name.replace("_", "-") for _, name, _ in iter_modules(__path__) if not name.startswith("_"))
-    )
+    found = {
+        name.removesuffix(".py")
+        for folder in __path__
+        for name in os.listdir(folder)  # noqa: PTH208 - pathlib would cost more than the rest of this
+        if not name.startswith("_") and (name.endswith(".py") or "." not in name)
+    }
+    return tuple(sorted(name.replace("_", "-") for name in found))
 
 
 def _load(name: str) -> Command:
     return import_module(f"{__name__}.{name.replace('-', '_')}")  # pyright: ignore[reportReturnType] - a module with these functions
+
+
+def summary(name: str) -> str:
+    """Return what a command of our own does, in the words that it gives its parser."""
+    import argparse  # noqa: PLC0415 - only for the help
+
+    subparsers = argparse.ArgumentParser().add_subparsers()
+    _load(name).add_parser(subparsers)
+    pseudo = subparsers._choices_actions  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - nowhere public
+    return next((str(action.help) for action in pseudo if action.help), "")
 
 
 def _run(name: str, words: Sequence[str]) -> int:
@@ -56,21 +72,34 @@ def _run(name: str, words: Sequence[str]) -> int:
     return command.run(parser.parse_args([name, *words]))
 
 
+def _text(word: str) -> str:
+    """Return a word of the command line as the rest of the library has text: UTF-8, other bytes as surrogates."""
+    return os.fsencode(word).decode("utf-8", "surrogateescape")
+
+
+def _do(words: Sequence[str]) -> int:
+    if words and words[0] in command_names():
+        return _run(words[0], words[1:])
+    from dmcore.cli._dmsetup.commands import run  # noqa: PLC0415 - commands of our own do without
+
+    return run(words)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage of a command of ours."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    from dmcore.errors import DmError  # noqa: PLC0415 - after the quick exits
-
+    words = [_text(word) for word in sys.argv[1:]] if arguments is None else list(arguments)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
-        if words and words[0] in command_names():
-            return _run(words[0], words[1:])
-        sys.stderr.write("dmcore: no such command\n")
-    except DmError as error:
-        sys.stderr.write(f"dmcore: {error}\n")
+        status = _do(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
+    except DmError as error:
+        sys.stderr.write(f"dmcore: {error}\n")
         return 1
-    return _USAGE
+    return status

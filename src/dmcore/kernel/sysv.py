@@ -5,9 +5,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import time
+from typing import TYPE_CHECKING
 
 from dmcore.errors import IoctlError
 from dmcore.kernel.libc import LIBC
+
+if TYPE_CHECKING:
+    from typing import Self
 
 __all__ = ["Semaphore"]
 
@@ -21,6 +25,8 @@ _GONE = frozenset({errno.EINVAL, errno.EIDRM})
 class Semaphore:
     """A semaphore that this object makes with `create` and removes with `remove`, or at the latest when it goes itself.
 
+    One that was there before (`find`), or that shall stay (`keep`), goes by `remove` only.
+
     An exception that a signal handler raises cannot come between the kernel's answer and its place in this object.
 
     Attributes:
@@ -31,6 +37,27 @@ class Semaphore:
 
     def __init__(self) -> None:
         self._numbers: list[int] = []
+        self._ours = True
+
+    @classmethod
+    def find(cls, key: int) -> Self:
+        """Return the semaphore of `key` that somebody made.
+
+        Raises:
+            IoctlError: ENOENT if there is none; EACCES.
+        """
+        found = cls()
+        found.keep()
+        found._numbers.extend(map(LIBC.semget, (key,), (1,), (0,)))
+        if found._numbers[0] < 0:
+            found._numbers.clear()
+            raise IoctlError(ctypes.get_errno(), "semget", f"key {key:#x}")
+        found.key = key
+        return found
+
+    def keep(self) -> None:
+        """Let the semaphore stay when this object goes."""
+        self._ours = False
 
     def create(self, key: int) -> None:
         """Make the semaphore of `key`, mode 0600, with the value 0.
@@ -88,5 +115,5 @@ class Semaphore:
                 raise IoctlError(number, "semctl", f"key {self.key:#x}", "IPC_RMID")
 
     def __del__(self) -> None:
-        if hasattr(self, "_numbers"):
+        if getattr(self, "_ours", False):
             self.remove()

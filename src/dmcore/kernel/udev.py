@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
-import socket
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +49,8 @@ def running() -> bool:
 @cache
 def _listens(_inode: int, _changed: int) -> bool:
     """Whether somebody serves the control socket; asked once per socket."""
+    import socket  # noqa: PLC0415 - only where there is such a node
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as probe:
         return probe.connect_ex(os.fspath(_SOCKET)) in {0, errno.EAGAIN}
 
@@ -99,6 +99,8 @@ class Cookie:
 
 def _fill(semaphore: Semaphore) -> None:
     """Make the semaphore under a free key; leave it unmade where the system has none left."""
+    import secrets  # noqa: PLC0415 - only where udev runs
+
     for _ in range(_KEY_TRIES):
         try:
             semaphore.create(_KEY | (secrets.randbelow(0xFFFF) + 1))
