@@ -1,4 +1,4 @@
-"""The command `pytest-dm`: doctor, clean, explore, vm."""
+"""The command `pytest-dm`: doctor, clean, explore, replay, vm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmcore.errors import DmError
-from pytest_dm.crash_commands import add_explore
+from pytest_dm.crash_commands import add_explore, add_replay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -127,6 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     text = "visit the states a power cut could have left, from a log of what was written, and check each"
     exploring = commands.add_parser("explore", help=text, description=text)
     _does(exploring, add_explore(exploring))
+    text = "make one crash state again by its id: judge it alone, write it out as an image"
+    replaying = commands.add_parser("replay", help=text, description=text)
+    _does(replaying, add_replay(replaying))
     vm = commands.add_parser("vm", help="guest kernels and guests").add_subparsers(
         required=True, metavar="COMMAND"
     )

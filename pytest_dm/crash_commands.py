@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dmcore.crash.explore import Progress
     from dmcore.crash.log import CrashLog
 
-__all__ = ["add_explore"]
+__all__ = ["add_explore", "add_replay"]
 
 _FOUND, _FAILED = 1, 2
 
@@ -46,6 +46,31 @@ def add_explore(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
     return _explore
+
+
+def add_replay(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Add the options of `replay`; return what does it."""
+    parser.add_argument("state", metavar="ID", help="id of a state, such as e12:5 or e12:5:t2.f1")
+    parser.add_argument("log", metavar="LOG", nargs="?", help="the log (default: that of --run)")
+    parser.add_argument(
+        "--run",
+        dest="from_run",
+        metavar="JSON",
+        type=Path,
+        help="what explore --json wrote: log, base, level and all else as then",
+    )
+    _source(parser)
+    parser.add_argument("--oracle", metavar="CMD", help="command that judges the state, as of explore")
+    parser.add_argument(
+        "--oracle-timeout", type=float, default=60, metavar="SECONDS", help="for one state (default 60)"
+    )
+    parser.add_argument(
+        "--image",
+        metavar="OUT",
+        type=Path,
+        help="write the image of the state here, as the power cut left it",
+    )
+    return _replay
 
 
 def _source(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +162,75 @@ def _save(path: Path | None, value: object) -> None:
         path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
+_KEPT = ("base", "size", "fs", "level", "times", "window", "torn", "salvage", "oracle", "oracle_timeout")
+"""Options that a state's id and verdict depend on; `explore` saves them for `replay`."""
+
+
+def _recall(arguments: argparse.Namespace) -> None:
+    """Take from a run's JSON what was not said anew."""
+    if arguments.from_run is None:
+        return
+    try:
+        run = json.loads(arguments.from_run.read_text(encoding="utf-8", errors="surrogateescape"))
+        options = run["options"]
+        log = run["log"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SpecError(
+            "run", str(arguments.from_run), f"is not what explore --json writes: {error!r}"
+        ) from None
+    arguments.log = arguments.log or log
+    defaults = {"fs": "none", "level": "L1", "window": 6, "salvage": False, "oracle_timeout": 60}
+    for name in _KEPT:
+        if getattr(arguments, name) == defaults.get(name) and name in options:
+            setattr(arguments, name, options[name])
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    try:
+        return _replayed(arguments)
+    except (DmError, OSError) as error:
+        sys.stderr.write(f"pytest-dm: {error}\n")
+        return _FAILED
+
+
+def _replayed(arguments: argparse.Namespace) -> int:
+    from dmcore.crash.checkers import NoFileSystem  # noqa: PLC0415 - each command brings its own
+    from dmcore.crash.epochs import read_times, timeline  # noqa: PLC0415 - the same
+    from dmcore.crash.explore import replay  # noqa: PLC0415 - the same
+    from dmcore.crash.filesystems import filesystem  # noqa: PLC0415 - the same
+    from dmcore.crash.materialise import write_image  # noqa: PLC0415 - the same
+    from dmcore.crash.oracles import CommandOracle  # noqa: PLC0415 - the same
+    from dmcore.crash.states import parse_state  # noqa: PLC0415 - the same
+
+    _recall(arguments)
+    if arguments.log is None:
+        raise SpecError("log", None, "say which log, or --run with what explore --json wrote")
+    oracle = (
+        None
+        if arguments.oracle is None
+        else CommandOracle(arguments.oracle, timeout=arguments.oracle_timeout)
+    )
+    with _opened(arguments) as log:
+        times = None if arguments.times is None else read_times(arguments.times, len(log.index))
+        line = timeline(log, arguments.level, times=times, window=arguments.window)
+        state = parse_state(arguments.state, line)
+        torn = _torn(arguments.torn)
+        torn_size = log.sector_size if torn is None else torn
+        if arguments.image is not None:
+            write_image(log, line, state, arguments.image, torn_size)
+            sys.stderr.write(f"{arguments.image}: the disk as the power cut left it\n")
+        fs = filesystem(arguments.fs)
+        if isinstance(fs, NoFileSystem) and oracle is None:
+            return 0
+        replayed = replay(log, line, state, filesystem=fs, oracle=oracle, torn_size=torn_size)
+        if replayed is None:
+            sys.stderr.write(f"{state}: sound\n")
+            return 0
+        sys.stderr.write(f"{replayed.minimal.problem.kind}: {state}\n")
+        sys.stderr.writelines(f"  {text}\n" for text in replayed.words)
+        return _FOUND
+
+
 def _explore(arguments: argparse.Namespace) -> int:
     from dmcore.crash.report import failure  # noqa: PLC0415 - each command brings its own
 
@@ -171,7 +265,7 @@ def _explored(arguments: argparse.Namespace) -> int:
             torn=_torn(arguments.torn), times=times, window=arguments.window, workers=arguments.workers, progress=meter,
         )  # fmt: skip
         meter.end()
-        result = to_json(log, found)
+        result = {**to_json(log, found), "options": {name: getattr(arguments, name) for name in _KEPT}}
     _save(arguments.json, result)
     for warning in found.warnings:
         sys.stderr.write(f"pytest-dm: warning: {warning}\n")

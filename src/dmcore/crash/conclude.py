@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dmcore.crash.explore import Finding
     from dmcore.crash.log import CrashLog
 
-__all__ = ["Proof", "both_orders", "prove"]
+__all__ = ["Proof", "as_found", "both_orders", "proof_of", "prove"]
 
 _CLASSES = 12
 _NO_FILE = "a block of no file"
@@ -135,24 +135,40 @@ def prove(
     notes: list[str] = []
     if minimals is None:
         notes.append("the process that looked for the smallest proof died; states are as they were found")
-        minimals = [_as_found(line, finding) for finding in chosen]
+        minimals = [as_found(line, finding) for finding in chosen]
     proofs: list[Proof] = []
     seen: set[tuple[str, State]] = set()
+    told: dict[int, list[str]] = {}
     for finding, minimal in zip(chosen, minimals, strict=True):
         if (finding.problem.kind, minimal.state) in seen:
             continue  # torn states that fail without tearing too
         seen.add((finding.problem.kind, minimal.state))
-        try:
-            purposes = _purposes(log, line, minimal.state, filesystem, folder)
-        except (DmError, OSError) as error:
-            notes.append(f"what the blocks are for is not known: {error}")
-            purposes = []
+        epoch = minimal.state.epoch
+        if epoch not in told:
+            told[epoch] = _purposes(log, line, epoch, filesystem=filesystem, folder=folder, notes=notes)
+        purposes = told[epoch]
         words = say(log, line, minimal, torn_size=torn_size, purposes=purposes)
         proofs.append(Proof(finding, minimal, tuple(words)))
     return proofs, list(dict.fromkeys(notes))
 
 
-def _as_found(line: Timeline, finding: Finding) -> Minimal:
+def proof_of(
+    log: CrashLog,
+    line: Timeline,
+    finding: Finding,
+    minimal: Minimal,
+    *,
+    filesystem: FileSystem,
+    folder: Path,
+    torn_size: int,
+) -> Proof:
+    """Return the proof of a finding, in words; what blocks are for is left out where it cannot be told."""
+    purposes = _purposes(log, line, minimal.state.epoch, filesystem=filesystem, folder=folder, notes=[])
+    return Proof(finding, minimal, tuple(say(log, line, minimal, torn_size=torn_size, purposes=purposes)))
+
+
+def as_found(line: Timeline, finding: Finding) -> Minimal:
+    """Return a state that failed as if nothing smaller did."""
     state = finding.state
     count = len(line.epochs[state.epoch].pending)
     present = tuple(i for i in range(count) if state.present >> i & 1)
@@ -195,15 +211,25 @@ def _child(line: Connection, work: Callable[[], list[Minimal]]) -> None:
         line.send(([], f"{type(error).__name__}: {error}"))
 
 
-def _purposes(log: CrashLog, line: Timeline, state: State, filesystem: FileSystem, folder: Path) -> list[str]:
-    """Return what the pending writes of a state's epoch were for, as seen at its end, else at the end of the log."""
+def _purposes(
+    log: CrashLog, line: Timeline, epoch: int, *, filesystem: FileSystem, folder: Path, notes: list[str]
+) -> list[str]:
+    """Return what the pending writes of an epoch were for; nothing, and a note, where that cannot be told."""
+    try:
+        return _explained(log, line, epoch, filesystem, folder)
+    except (DmError, OSError) as error:
+        notes.append(f"what the blocks are for is not known: {error}")
+        return []
+
+
+def _explained(log: CrashLog, line: Timeline, epoch: int, filesystem: FileSystem, folder: Path) -> list[str]:
+    """Return what writes were for, as seen at the end of their epoch, else at the end of the log."""
     if isinstance(filesystem, NoFileSystem):
         return []
-    pending = line.epochs[state.epoch].pending
-    writes = [_sample(log, write) for write in pending]
+    writes = [_sample(log, write) for write in line.epochs[epoch].pending]
     purposes: list[str] = []
-    for epoch in (state.epoch, len(line.epochs) - 1):
-        whole = State(epoch, (1 << len(line.epochs[epoch].pending)) - 1)
+    for at in (epoch, len(line.epochs) - 1):
+        whole = State(at, (1 << len(line.epochs[at].pending)) - 1)
         path = folder / "explain.img"
         try:
             write_image(log, line, whole, path, log.sector_size)
@@ -211,11 +237,8 @@ def _purposes(log: CrashLog, line: Timeline, state: State, filesystem: FileSyste
             said = filesystem.explain(path, writes)
         finally:
             path.unlink(missing_ok=True)
-        purposes = (
-            said
-            if not purposes
-            else [new if old in ("", _NO_FILE) else old for old, new in zip(purposes, said, strict=True)]
-        )
+        known = purposes or said
+        purposes = [new if old in ("", _NO_FILE) else old for old, new in zip(known, said, strict=True)]
     return purposes
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmcore.crash.checkers import NoFileSystem, Pipeline
-from dmcore.crash.conclude import Proof, both_orders, prove
+from dmcore.crash.conclude import Proof, as_found, both_orders, proof_of, prove
 from dmcore.crash.epochs import Level, timeline
 from dmcore.crash.families import Families
 from dmcore.crash.images import ImageIds
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dmcore.crash.states import State
     from dmcore.crash.workers import Result
 
-__all__ = ["Exploration", "Finding", "Progress", "explore", "scratch_folder"]
+__all__ = ["Exploration", "Finding", "Progress", "explore", "first_sound", "replay", "scratch_folder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +261,52 @@ def first_sound(log: CrashLog, line: Timeline, filesystem: FileSystem, folder: P
                 return epoch.index
     reason = problem.reason if problem else "the log is empty"
     raise SpecError("fs", filesystem.name, f"there is no sound file system at any flush of the log: {reason}")
+
+
+def replay(
+    log: CrashLog,
+    line: Timeline,
+    state: State,
+    *,
+    filesystem: FileSystem | None = None,
+    oracle: Oracle | None = None,
+    checker: Callable[[], Checker] | None = None,
+    torn_size: int,
+    folder: str | os.PathLike[str] | None = None,
+) -> Proof | None:
+    """Judge one state alone, in this process.
+
+    Args:
+        log: The log.
+        line: Its epochs, at the level that the state's id was made at.
+        state: The state; `dmcore.crash.states.parse_state` reads an id.
+        filesystem: As of `explore`.
+        oracle: As of `explore`.
+        checker: As of `explore`.
+        torn_size: Bytes of a sector that torn states write whole or not, as when the id was made.
+        folder: Where images go; None for one that is made and removed.
+
+    Returns:
+        What is wrong, in words; None if nothing is.
+
+    Raises:
+        OracleFailed: It could not be judged.
+    """
+    fs = filesystem or NoFileSystem()
+    make = checker or (lambda: Pipeline(fs, oracle))
+    home = Path(folder) if folder is not None else scratch_folder()
+    try:
+        with Tester(log, line, make(), home, torn_size=torn_size) as tester:
+            problem = tester.test(state)
+        if problem is None:
+            return None
+        marks = line.epochs[state.epoch].marks
+        finding = Finding(state, problem, marks, log.acknowledged(marks), 0)
+        minimal = as_found(line, finding)
+        return proof_of(log, line, finding, minimal, filesystem=fs, folder=home, torn_size=torn_size)
+    finally:
+        if folder is None:
+            shutil.rmtree(home, ignore_errors=True)
 
 
 class _Run:

@@ -29,6 +29,7 @@ __all__ = ["LogIndex"]
 _HEADER = struct.Struct("<QQQQ")
 _PLAIN = LogFlag.FLUSH | LogFlag.FUA | LogFlag.METADATA
 _EVERY = 65536
+_WINDOW = 1 << 17
 
 
 class LogIndex:
@@ -103,7 +104,7 @@ class LogIndex:
         self.close()
 
     def _scan(self, counted: int, salvage: bool, progress: Callable[[int, int], None] | None) -> None:  # noqa: FBT001 - internal
-        offset = self.sector_size
+        offset = self._quick(self.sector_size, counted, progress)
         while len(self) < counted:
             try:
                 offset = self._take(offset)
@@ -116,12 +117,52 @@ class LogIndex:
                     f"the log {how}: {error}; it should have {counted} entries, the {len(self)} before it are used"
                 )
                 break
-            if progress is not None and len(self) % _EVERY == 0:
-                progress(offset, self.size)
+            offset = self._quick(offset, counted, progress)
         else:
             if not self.complete:
                 self._beyond(counted, offset)
-        del self._offsets[len(self._sectors) :]
+
+    def _quick(self, offset: int, counted: int, progress: Callable[[int, int], None] | None) -> int:
+        """Index entries from `offset` on up to the first that is more than a plain write or flush; return its offset."""
+        known = len(self)
+        fd, size, end = self._file.fileno(), self.sector_size, self.size - self.sector_size
+        unpack = _HEADER.unpack_from
+        sectors, counts, all_flags, offsets = self._sectors, self._counts, self._flags, self._offsets
+        extent = self.extent // size
+        left = counted - len(sectors)
+        plain = ~int(_PLAIN)
+        buffer, begin, last = b"", 0, -1
+        while left > 0 and offset <= end:
+            if offset > last:
+                near = offset - last < _WINDOW  # else entries are so large that a window holds one header
+                buffer = os.pread(fd, _WINDOW if near else 32, offset)
+                begin, last = offset, offset + len(buffer) - 32
+                if last < offset:
+                    break
+            sector, nr_sectors, flags, length = unpack(buffer, offset - begin)
+            behind = offset + size + nr_sectors * size
+            if (
+                flags & plain
+                or length
+                or not (flags or nr_sectors)
+                or (sector | nr_sectors) >> 50
+                or behind > self.size
+            ):
+                break
+            sectors.append(sector)
+            counts.append(nr_sectors)
+            all_flags.append(flags)
+            offsets.append(offset + size)
+            if nr_sectors and sector + nr_sectors > extent:
+                extent = sector + nr_sectors
+            offset = behind
+            left -= 1
+            if progress is not None and not left % _EVERY:
+                progress(offset, self.size)
+        if len(sectors) > known:
+            self.complete = False
+        self.extent = extent * size
+        return offset
 
     def _beyond(self, counted: int, offset: int) -> None:
         """Take what stands behind the entries that the super block counts, up to the first that is none."""
@@ -163,7 +204,7 @@ class LogIndex:
             text = os.pread(fd, length, offset + 32).decode("utf-8", "surrogateescape")
             self._marks[index] = text
             self.complete = text == END_MARK
-        elif self.complete:
+        else:
             self.complete = False
         self._sectors.append(sector)
         self._counts.append(nr_sectors)
@@ -215,10 +256,15 @@ class LogIndex:
         )
 
     def positions(self, flag: LogFlag) -> array[int]:
-        """Return the numbers of all entries with that flag, ascending; made once per flag."""
+        """Return the numbers of all entries with that flag, ascending; made once per flag.
+
+        Of FUA only those with data: the kernel logs the flush before such a write with the write's own flags.
+        """
         found = self._by_flag.get(flag)
         if found is None:
             found = array("Q", (index for index, flags in enumerate(self._flags) if flags & flag))
+            if flag is LogFlag.FUA:
+                found = array("Q", (index for index in found if self._counts[index]))
             self._by_flag[flag] = found
         return found
 
@@ -231,6 +277,13 @@ class LogIndex:
     def flags(self, index: int) -> int:
         """Return the `LogFlag` bits of an entry."""
         return self._flags[index]
+
+    def columns(self, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield of each entry in a range, fast: sector, number of sectors, flags, byte of the log behind its header."""
+        return zip(
+            self._sectors[start:stop], self._counts[start:stop], self._flags[start:stop], self._offsets[start:stop],
+            strict=True,
+        )  # fmt: skip
 
     def extent_of(self, index: int) -> tuple[int, int]:
         """Return the part of the data device that an entry is about: first byte and number of bytes."""
