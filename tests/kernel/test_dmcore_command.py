@@ -23,8 +23,9 @@ from dmcore.kernel.loop import LoopDevice
 pytestmark = pytest.mark.dm
 
 DMCORE = Path(sys.executable).with_name("dmcore")
-PLAIN = re.compile(r"""\$DM(?:[^;|<>&'"]|'[^'$]*'|"[^"\\(]*")*""")
-"""A line that is one call, so that no shell is needed."""
+CALL = r"""(?P<{0}>\$DM(?:[^;|<>&'"]|'[^'$]*'|"[^"\\(]*")*)(?P<{0}quiet> > /dev/null)?(?P<{0}silent> 2>(?: /dev/null|&1))?"""
+PLAIN = re.compile(f"{CALL.format('first')}(?:; {CALL.format('second')})?(?:; {CALL.format('third')})?")
+"""A line of one call to three, so that no shell is needed."""
 MAPPER = Path("/dev/mapper")
 OURS = re.compile(r"  (?:kernel|dmcore): .*\n")
 
@@ -99,6 +100,17 @@ def fork(line, environment, folder):
     return texts[0].decode("utf-8", "surrogateescape"), os.waitstatus_to_exitcode(waited), texts[1].decode()
 
 
+def forks(plain, environment, folder):
+    """Run a plain line."""
+    out = err = ""
+    status = 0
+    for call in filter(plain.group, ("first", "second", "third")):
+        said, status, complained = fork(plain[call].strip(), environment, folder)
+        out += "" if plain[f"{call}quiet"] else said
+        err += "" if plain[f"{call}silent"] else complained
+    return out, status, err
+
+
 def load_all():
     """Import all that dmcore can need, so that no fork has to."""
     import dmcore.cli._dmsetup as package
@@ -124,8 +136,9 @@ def play(command, loops, folder):
     for line in STEPS.splitlines():
         if not line:
             continue
-        if command == DMCORE and PLAIN.fullmatch(line):
-            out, status, err = fork(line, environment, folder)
+        plain = PLAIN.fullmatch(line)
+        if command == DMCORE and plain:
+            out, status, err = forks(plain, environment, folder)
         else:
             out, status, err = shell(line, environment)
         results.append((line, out, status, normal(err), state()))
