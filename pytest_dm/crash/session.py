@@ -6,10 +6,18 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from dmcore.crash.epochs import Level, read_times
+from dmcore.crash.explore import explore
+from dmcore.crash.log import CrashLog
+from dmcore.errors import DmError, SpecError
 from pytest_dm.crash import recording
+from pytest_dm.crash.checking import Checked
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
+    from typing import Any
+
+    from dmcore.crash.explore import Exploration
 
     from pytest_dm.crash.recording import CrashDisk, Recording
     from pytest_dm.factory import Dm, Size
@@ -77,3 +85,48 @@ class DmCrash:
         ) as disk:
             yield disk
         self.recording = disk.recording
+
+    def explore(
+        self,
+        check: Callable[[Any], object] | None = None,
+        *,
+        level: str | None = None,
+        max_states: int | None = None,
+        max_seconds: float | None = None,
+        seed: int | None = None,
+        torn: int | None = None,
+        timeout: float = 30.0,
+        workers: int | None = None,
+    ) -> Exploration:
+        """Visit states that a power cut could have left of the recording, and return what was found.
+
+        Each distinct state is made, recovered by the kernel that runs the test, checked by the file system's own tool, and
+        shown to `check`.
+        """
+        recorded = self._recorded()
+        if level is None:
+            level = "L1" if recorded.times is None else "L2"
+        made: list[Checked] = []
+
+        def checker() -> Checked:
+            made.append(Checked(self._dm.runtime, recorded, check, timeout))
+            return made[-1]
+
+        try:
+            with CrashLog(recorded.log, base=recorded.base, size=recorded.size) as log:
+                times = None
+                if level == Level.L2 and recorded.times is not None:
+                    times = read_times(recorded.times, len(log.index))
+                return explore(
+                    log, level=level, filesystem=None, checker=checker, max_states=max_states, max_seconds=max_seconds,
+                    seed=seed or 0, torn=torn, first=0, times=times, workers=0, folder=self._dm.runtime.folder,
+                )  # fmt: skip
+        finally:
+            for one in made:
+                one.close()
+
+    def _recorded(self) -> Recording:
+        if self.recording is None:
+            message = "nothing is recorded: use 'with dm_crash.record() as disk:' first"
+            raise DmError(message)
+        return self.recording
