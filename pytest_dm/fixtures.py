@@ -141,11 +141,18 @@ def dm_log_writes(dm: Dm) -> devices.LogWrites:
 
 
 @pytest.fixture
-def dm_crash(dm: Dm) -> DmCrash:
+def dm_crash(request: pytest.FixtureRequest, dm: Dm) -> DmCrash:
     """Records what a workload writes, and explores the states that a power cut could have left of it."""
     from pytest_dm.crash.session import DmCrash  # noqa: PLC0415 - only where a test records
 
-    return DmCrash(dm)
+    node = _node(request)
+    assert isinstance(node, pytest.Item)
+    options = Options.of(node.config)
+    crash = DmCrash(
+        dm, node.nodeid, options.crash, artifacts=reporting.artifacts(node.config), shown=options.artifacts
+    )
+    reporting.explored(node, crash.results)
+    return crash
 
 
 def _bare(dm: Dm, fixture: str, device: T) -> T:

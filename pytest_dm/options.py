@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-__all__ = ["BACKENDS", "MACHINES", "Options", "add_options"]
+__all__ = ["BACKENDS", "MACHINES", "CrashOptions", "Options", "add_options"]
 
 BACKENDS = ("auto", "kernel", "vm")
 MACHINES = ("auto", "qemu", "uml")
 _DEFAULT_TIMEOUT = 120.0
 _KEY = pytest.StashKey["Options"]()
+
+
+@dataclass(frozen=True, slots=True)
+class CrashOptions:
+    """What the command line says of crash exploration; it wins over what a test says.
+
+    Attributes:
+        seed: Of the random choices; None for the test's own.
+        states: How many states to visit at most; None for the test's own.
+        seconds: When to stop; None for the test's own.
+        state: Id of the one state to visit; "" for all.
+        recording: Folder with a kept recording to explore instead of the test's own; None for that.
+    """
+
+    seed: int | None = None
+    states: int | None = None
+    seconds: float | None = None
+    state: str = ""
+    recording: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +50,8 @@ class Options:
         keep: Leave the devices of failed tests in place.
         artifacts: Folder for what failed tests leave to look at; None to keep nothing.
         timeout: Seconds a test may run in a guest before the guest is taken for hung.
+        report: HTML page for what crash exploration found in the session; None for none.
+        crash: What the session says of crash exploration.
     """
 
     backend: str = "auto"
@@ -38,6 +61,8 @@ class Options:
     keep: bool = False
     artifacts: Path | None = None
     timeout: float = _DEFAULT_TIMEOUT
+    report: Path | None = None
+    crash: CrashOptions = dataclasses.field(default_factory=CrashOptions)
 
     @property
     def wants_guests(self) -> bool:
@@ -94,6 +119,7 @@ def add_options(parser: pytest.Parser) -> None:
         "--dm-timeout", type=float, dest="dm_timeout", metavar="SECONDS",
         help=f"seconds a test may run in a guest (default {_DEFAULT_TIMEOUT:g})",
     )  # fmt: skip
+    _add_crash_options(group)
     parser.addini("dm_backend", "default for --dm-backend", default="auto")
     parser.addini("dm_vm", "default for --dm-vm: auto, qemu or uml", default="")
     parser.addini("dm_kernel", "defaults for --dm-kernel, in guests", type="args", default=[])
@@ -101,6 +127,51 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("dm_keep", "default for --dm-keep", type="bool", default=False)
     parser.addini("dm_artifacts", "default for --dm-artifacts, from the project's root", default="")
     parser.addini("dm_timeout", "default for --dm-timeout", default=str(_DEFAULT_TIMEOUT))
+
+
+def _add_crash_options(group: pytest.OptionGroup) -> None:
+    group.addoption(
+        "--dm-report", dest="dm_report", metavar="FILE.html",
+        help="write one self-contained page with what crash exploration found, pictures included",
+    )  # fmt: skip
+    group.addoption(
+        "--dm-crash-budget", dest="dm_crash_budget", metavar="N|SECONDSs",
+        help="crash states to visit at most per check (2000), or for how long (60s), whatever the tests say",
+    )  # fmt: skip
+    group.addoption(
+        "--dm-crash-seed", type=int, dest="dm_crash_seed", metavar="N", help="seed for sampling crash states"
+    )
+    group.addoption(
+        "--dm-crash-state", dest="dm_crash_state", metavar="ID", default="",
+        help="visit this one crash state, with the check in the test's own process (a failing check says its id)",
+    )  # fmt: skip
+    group.addoption(
+        "--dm-crash-recording", dest="dm_crash_recording", metavar="DIR",
+        help="explore this kept recording instead of what the test records (--dm-artifacts keeps failing ones)",
+    )  # fmt: skip
+
+
+def _budget(text: str | None) -> tuple[int | None, float | None]:
+    """Return states and seconds of a budget."""
+    if text is None:
+        return None, None
+    match = re.fullmatch(r"([0-9]+)|([0-9]+(?:\.[0-9]+)?)s", text)
+    if match is None or not float(match[1] or match[2]):
+        message = f"dm_crash_budget={text!r}: give a number of states, or seconds like 60s"
+        raise pytest.UsageError(message)
+    return (int(match[1]), None) if match[1] else (None, float(match[2]))
+
+
+def _crash(config: pytest.Config) -> CrashOptions:
+    states, seconds = _budget(config.getoption("dm_crash_budget", default=None))
+    recording = config.getoption("dm_crash_recording", default=None)
+    return CrashOptions(
+        seed=config.getoption("dm_crash_seed", default=None),
+        states=states,
+        seconds=seconds,
+        state=config.getoption("dm_crash_state", default="") or "",
+        recording=_path(config, str(recording)) if recording else None,
+    )
 
 
 def _choice(field: str, value: str, choices: tuple[str, ...]) -> str:
@@ -136,6 +207,7 @@ def _read(config: pytest.Config) -> Options:
     if not kernels and (vm is not None or backend == "vm"):
         kernels = cast("list[str]", config.getini("dm_kernel"))
     artifacts = str(given("dm_artifacts"))
+    report = config.getoption("dm_report", default=None)
     return Options(
         backend=backend,
         vm=vm,
@@ -144,7 +216,14 @@ def _read(config: pytest.Config) -> Options:
         keep=bool(given("dm_keep")),
         artifacts=_folder(config, artifacts) if artifacts else None,
         timeout=_seconds("dm_timeout", str(given("dm_timeout"))),
+        report=_path(config, str(report)) if report else None,
+        crash=_crash(config),
     )
+
+
+def _path(config: pytest.Config, text: str) -> Path:
+    """Return an absolute path: relative to where pytest was called."""
+    return Path(os.path.normpath(config.invocation_params.dir / Path(text).expanduser()))
 
 
 def _folder(config: pytest.Config, text: str) -> Path:

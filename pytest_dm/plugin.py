@@ -75,6 +75,11 @@ def pytest_configure(config: pytest.Config) -> None:
     elif options.backend == "auto" and not _is_worker(config) and not backend.in_guest():
         config.pluginmanager.register(auto_vm.AutoVm(config, options), auto_vm.PLUGIN_NAME)
 
+    if options.report is not None and not _is_worker(config) and not backend.in_guest():
+        from pytest_dm.crash.page import ReportPage  # noqa: PLC0415 - only a session that wants one pays for it
+
+        config.pluginmanager.register(ReportPage(options.report), "dm-report-page")
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
@@ -108,8 +113,10 @@ def pytest_runtest_makereport(
     if markers.uses_dm(item):
         backend.skip_unsupported(item.config, call)
     report = yield
-    if report.failed and markers.uses_dm(item):
-        reporting.add_sections(item, report)
+    if markers.uses_dm(item):
+        reporting.add_explorations(item, report)
+        if report.failed:
+            reporting.add_sections(item, report)
     return report
 
 

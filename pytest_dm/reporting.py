@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,17 +18,25 @@ if TYPE_CHECKING:
     from pytest_dm.factory import Dm
     from pytest_dm.runtime import Runtime
 
-__all__ = ["add_sections", "begin", "failed", "header", "keeps", "summarize"]
+__all__ = ["add_sections", "artifacts", "begin", "explored", "failed", "header", "keeps", "summarize"]
 
 _MARK = pytest.StashKey[int]()
 _FAILED = pytest.StashKey[bool]()
+_EXPLORED = pytest.StashKey[list[dict[str, Any]]]()
 _LOG_LINES = 200
+EXPLORED = "dm_crash"
+"""Attribute of a report with the explorations of its test; xdist carries it, since it is plain."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]+")
 
 
 def begin(item: pytest.Item) -> None:
     """Remember where the kernel log is when the test begins."""
     item.stash[_MARK] = backend.runtime(item.config).log.mark()
+
+
+def explored(item: pytest.Item, results: list[dict[str, Any]]) -> None:
+    """Remember where a test's crash explorations are told, for `--dm-report`."""
+    item.stash[_EXPLORED] = results
 
 
 def failed(item: pytest.Item) -> bool:
@@ -58,7 +66,7 @@ def _statuses(runtime: Runtime) -> list[str]:
 
 
 def _kernel_log(item: pytest.Item, runtime: Runtime) -> list[str]:
-    lines = runtime.log.since(item.stash.get(_MARK, 0))
+    lines = [line for line in runtime.log.since(item.stash.get(_MARK, 0)) if not runtime.is_noise(line)]
     if len(lines) > _LOG_LINES:
         return [f"({len(lines) - _LOG_LINES} earlier lines left out)", *lines[-_LOG_LINES:]]
     return lines
@@ -79,7 +87,7 @@ def add_sections(item: pytest.Item, report: pytest.TestReport) -> None:
     )
     sections = [(title, "\n".join(lines)) for title, lines in made if lines]
     report.sections.extend(sections)
-    folder = _artifacts(item.config)
+    folder = artifacts(item.config)
     if folder is not None and sections:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{_UNSAFE.sub('-', item.nodeid)}-{report.when}.txt"
@@ -87,7 +95,14 @@ def add_sections(item: pytest.Item, report: pytest.TestReport) -> None:
         (folder / name[-200:]).write_text(text, encoding="utf-8")
 
 
-def _artifacts(config: pytest.Config) -> Path | None:
+def add_explorations(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Let a report carry what the test's crash explorations found, to whoever writes `--dm-report`."""
+    results = item.stash.get(_EXPLORED, None)
+    if results and report.when == "call" and Options.of(item.config).report is not None:
+        setattr(report, EXPLORED, list(results))
+
+
+def artifacts(config: pytest.Config) -> Path | None:
     """Return the folder for what a failed test leaves; a guest's is the one that its host collects."""
     if Options.of(config).artifacts is None:
         return None

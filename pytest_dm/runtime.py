@@ -68,6 +68,7 @@ class Runtime:
         log: The kernel log.
         roots: The factories that are in use.
         problems: Leftovers of a killed session that could not be removed.
+        noisy: Names of devices that crash states were mounted from, thousands of times.
     """
 
     def __init__(self) -> None:
@@ -76,6 +77,7 @@ class Runtime:
         self.log = self.control.log
         self.roots: list[Dm] = []
         self.problems: list[str] = []
+        self.noisy: set[str] = set()
         self._numbers = itertools.count(1)
         self._folder: Path | None = None
         self._corrupts_reads: bool | None = None
@@ -161,6 +163,12 @@ class Runtime:
         except Unsupported as missing:
             return missing
         return None
+
+    def is_noise(self, line: str) -> bool:
+        """Whether a line of the kernel's log is about one of the many mounts of crash states."""
+        return any(
+            f"({name})" in line or f" {name} " in line or line.startswith(f"{name}:") for name in self.noisy
+        )
 
     def keep(self) -> None:
         """Tell the sweep of the next run to leave what is there now."""

@@ -93,6 +93,7 @@ class Checked(Pipeline):
     def __init__(
         self, runtime: Runtime, recording: Recording, function: Callable[[Any], object] | None, timeout: float
     ) -> None:
+        self._arguments = (runtime, recording, function, timeout)
         self.verdict = None if function is None else Check(function, timeout)
         self.mounted = (
             None
@@ -104,6 +105,10 @@ class Checked(Pipeline):
         super().__init__(self.mounted or NoFileSystem(), self.verdict)
         if self.mounted is not None and self.verdict is not None:
             self.mounted.evict = self.verdict.process.stop
+
+    def again(self) -> Checked:
+        """Return another of the same, which remembers no verdict."""
+        return Checked(*self._arguments)
 
     def close(self) -> None:
         """End the check's process; free the loop device."""

@@ -89,6 +89,8 @@ class MountedFileSystem:
         self._folder = runtime.new_folder("crash-states")
         self._loop: LoopDevice | None = None
         self._inode: tuple[int, int, int] = (0, 0, 0)
+        # Xfs mounts no two of the same uuid, and the recorded one may still be mounted.
+        self._all_options = ",".join(filter(None, (options, "nouuid" if name == "xfs" else "")))
         self._tool = _VERIFY[name]
         if self._tool:
             self._tool = (str(check_tool(self._tool[0])), *self._tool[1:])
@@ -147,7 +149,7 @@ class MountedFileSystem:
         self._mountpoint.mkdir(exist_ok=True)
         self._mark = self._runtime.log.mark()
         try:
-            mount(path, self._mountpoint, self.name, self.options)
+            mount(path, self._mountpoint, self.name, self._all_options)
         except IoctlError as error:
             lines = [line for line in self._runtime.log.since(self._mark) if self.name in line.lower()]
             said = f": {lines[-1]}" if lines else ""
@@ -200,6 +202,7 @@ class MountedFileSystem:
                 self._loop.detach()
             self._loop = LoopDevice.attach(image, block_size=self._block_size, direct_io=False)
             self._inode = inode
+            self._runtime.noisy.add(self._loop.path.name)
         with BlockFile(self._loop.path, direct=False, readonly=True) as file:
             file.drop_caches()
         return self._loop.path

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import gc
+import re
+import subprocess
+import sys
 from contextlib import contextmanager
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from dmcore.crash.epochs import Level, read_times
-from dmcore.crash.explore import explore
+from dmcore.crash.checkers import Problem
+from dmcore.crash.epochs import Level, read_times, timeline
+from dmcore.crash.explore import Exploration, Finding, explore
 from dmcore.crash.log import CrashLog
+from dmcore.crash.states import parse_state
+from dmcore.crash.tester import Tester
 from dmcore.errors import DmError, SpecError
-from pytest_dm.crash import recording
-from pytest_dm.crash.checking import Checked
+from pytest_dm.crash import failure, recording
+from pytest_dm.crash.checking import Checked, State
+from pytest_dm.crash.failure import CrashFailure
+from pytest_dm.crash.keep import keep, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
     from typing import Any
 
-    from dmcore.crash.explore import Exploration
-
+    from dmcore.crash.checkers import CrashState
+    from dmcore.crash.epochs import Timeline, Times
+    from pytest_dm.crash.failure import Case
     from pytest_dm.crash.recording import CrashDisk, Recording
     from pytest_dm.factory import Dm, Size
+    from pytest_dm.options import CrashOptions
 
 __all__ = ["DmCrash"]
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+_SECONDS = 30.0
+_FINDINGS = 50
+_CHECK_SECONDS = 30.0
 
 
 class _Marker(Enum):
@@ -39,11 +56,35 @@ class DmCrash:
 
     Attributes:
         recording: What the last `record` block wrote; None before.
+        results: What `check` and `explore` found in this test, for reports.
     """
 
-    def __init__(self, dm: Dm) -> None:
+    def __init__(
+        self,
+        dm: Dm,
+        nodeid: str,
+        options: CrashOptions,
+        *,
+        artifacts: Path | None = None,
+        shown: Path | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            dm: Makes the devices.
+            nodeid: The test.
+            options: What the command line says.
+            artifacts: Where a failing check keeps its recording; None for nowhere.
+            shown: Where that will be when the session is over.
+        """
         self._dm = dm
+        self._nodeid = nodeid
+        self._options = options
+        self._artifacts = artifacts
+        self._shown = shown or artifacts
+        self._disk: CrashDisk | None = None
         self.recording: Recording | None = None
+        self.results: list[dict[str, Any]] = []
 
     @contextmanager
     def record(
@@ -84,6 +125,7 @@ class DmCrash:
             log_size=log_size,
         ) as disk:
             yield disk
+        self._disk = disk
         self.recording = disk.recording
 
     def explore(
@@ -92,41 +134,233 @@ class DmCrash:
         *,
         level: str | None = None,
         max_states: int | None = None,
-        max_seconds: float | None = None,
-        seed: int | None = None,
+        max_seconds: float | None = _SECONDS,
+        max_findings: int | None = None,
+        seed: int = 0,
         torn: int | None = None,
-        timeout: float = 30.0,
-        workers: int | None = None,
+        timeout: float = _CHECK_SECONDS,
     ) -> Exploration:
         """Visit states that a power cut could have left of the recording, and return what was found.
 
         Each distinct state is made, recovered by the kernel that runs the test, checked by the file system's own tool, and
         shown to `check`.
+
+        Args:
+            check: Is called with a `State` (`mountpoint`, `image`, `acknowledged`, `started`, `id`) in a process of its own.
+                None and True are content; False, a text, an exception, a hang and a crash are findings. None: only the
+                file system's verdict.
+            level: How much order is assumed: "L0" durable prefixes only, "L1" what the log proves, "L2" what the times
+                prove, "L3" a disk that ignores flushes. By default L2 where the kernel told times, else L1.
+            max_states: How many states to visit at most; None for all of the families.
+            max_seconds: When to stop; None for never.
+            max_findings: How many failing images are enough; None for all.
+            seed: Of the random choices.
+            torn: Bytes of a sector that the disk writes whole or not; 0 for no torn writes; by default the logical block
+                size, and then without those that the file system is known not to stand.
+            timeout: Seconds that `check` may take for one state.
+
+        Raises:
+            SpecError: A value that means nothing.
+            DmError: Nothing is recorded; the recorded file system is still in use (btrfs); `check` gave an answer that is none.
         """
+        with self._opened(level) as (log, line, times):
+            found, made = self._run(
+                log, line, times, check, timeout, max_states=max_states, max_seconds=max_seconds,
+                max_findings=max_findings, seed=seed, torn=torn,
+            )  # fmt: skip
+            made.close()
+            self._tell(found)
+            return found
+
+    def check(
+        self,
+        check: Callable[[Any], object] | None = None,
+        *,
+        level: str | None = None,
+        max_states: int | None = None,
+        max_seconds: float | None = _SECONDS,
+        seed: int = 0,
+        torn: int | None = None,
+        timeout: float = _CHECK_SECONDS,
+    ) -> Exploration:
+        """Fail the test if a state is not sound: with the smallest proof of each kind of failure, in words.
+
+        Arguments are those of `explore`. With `--dm-crash-state=ID` only that state is visited, and `check` runs in the
+        test's own process, where a debugger reaches it.
+
+        Raises:
+            CrashFailure: With the report.
+            SpecError, DmError: As `explore`.
+        """
+        __tracebackhide__ = True
+        with self._opened(level) as (log, line, times):
+            if self._options.state:
+                return self._replay(log, line, check, torn)
+            found, made = self._run(
+                log, line, times, check, timeout, max_states=max_states, max_seconds=max_seconds,
+                max_findings=_FINDINGS, seed=seed, torn=torn,
+            )  # fmt: skip
+            try:
+                cases = self._cases(log, found, made)
+            finally:
+                made.close()
+        self._tell(found, cases)
+        if cases:
+            text = failure.render(cases, failure.summary(found), self._kept(cases), self._notes(found))
+            raise CrashFailure(text, cases, found)
+        return found
+
+    def _kept(self, cases: Sequence[Case]) -> str:
+        """Keep the recording of a failed check; return how to see one of its states again."""
+        if self._options.recording is not None:
+            return f"--dm-crash-recording={self._options.recording} --dm-crash-state="
+        if self._artifacts is None or self._shown is None:
+            return "--dm-artifacts=DIR keeps the recording; --dm-crash-state="
+        name = _UNSAFE.sub("-", self._nodeid)[-150:]
+        keep(self._recorded(), self._artifacts / "crash" / name, [one.state for one in cases])
+        return f"--dm-crash-recording={self._shown / 'crash' / name} --dm-crash-state="
+
+    def _notes(self, found: Exploration) -> list[str]:
+        notes = list(found.warnings)
         recorded = self._recorded()
-        if level is None:
-            level = "L1" if recorded.times is None else "L2"
-        made: list[Checked] = []
+        if found.timeline.level is Level.L1 and recorded.unordered:
+            notes.append(f"no precise order (L2): {recorded.unordered}")
+        if found.timeline.level is Level.L3:
+            notes.append("L3 is a disk that ignores flushes, which is not what disks may do")
+        return notes
 
-        def checker() -> Checked:
-            made.append(Checked(self._dm.runtime, recorded, check, timeout))
-            return made[-1]
+    def _tell(self, found: Exploration, cases: Sequence[Case] = ()) -> None:
+        """Print the numbers, which pytest shows with a failure or -rP, and keep them for the session's report."""
+        numbers = failure.summary(found)
+        sys.stdout.write(f"dm_crash: {numbers}\n")
+        notes = self._notes(found)
+        for note in notes:
+            sys.stdout.write(f"dm_crash: {note}\n")
+        self.results.append({"numbers": numbers, "notes": notes, "cases": [one.to_json() for one in cases]})
 
+    def _cases(self, log: CrashLog, found: Exploration, made: Checked) -> list[Case]:
+        """Return each kind of failure; its state is judged once more, for the whole of what the check says."""
+        line = found.timeline
+        cases: list[Case] = []
+        for finding, others in failure.pick(found.findings, line):
+            again = made.again()
+            with Tester(
+                log, line, again, self._dm.runtime.folder, torn_size=found.torn_size, name="again"
+            ) as tester:
+                problem = tester.test(finding.state, finding.marks)
+            outcome = again.verdict.outcomes.get(str(finding.state)) if again.verdict is not None else None
+            again.close()
+            reason = outcome.reason if outcome is not None else finding.problem.reason
+            if problem is None:
+                reason += "\n(once more on the same state, the check was content: it is not deterministic)"
+            details = outcome.details if outcome is not None else ""
+            cases.append(failure.case(log, line, finding, reason=reason, details=details, others=others))
+        return cases
+
+    @contextmanager
+    def _opened(self, level: str | None) -> Generator[tuple[CrashLog, Timeline, list[Times] | None]]:
+        recorded = self._recorded()
+        chosen = level or ("L1" if recorded.times is None else "L2")
+        if chosen == Level.L2 and recorded.times is None:
+            raise SpecError("level", level, f"there are no times of this recording: {recorded.unordered}")
+        self._free_identity()
+        with CrashLog(recorded.log, base=recorded.base, size=recorded.size) as log:
+            times = None
+            if chosen == Level.L2 and recorded.times is not None:
+                times = read_times(recorded.times, len(log.index))
+            yield log, timeline(log, chosen, times=times), times
+
+    def _run(
+        self,
+        log: CrashLog,
+        line: Timeline,
+        times: list[Times] | None,
+        check: Callable[[Any], object] | None,
+        timeout: float,
+        *,
+        max_states: int | None,
+        max_seconds: float | None,
+        max_findings: int | None,
+        seed: int,
+        torn: int | None,
+    ) -> tuple[Exploration, Checked]:
+        options = self._options
+        made = Checked(self._dm.runtime, self._recorded(), check, timeout)
         try:
-            with CrashLog(recorded.log, base=recorded.base, size=recorded.size) as log:
-                times = None
-                if level == Level.L2 and recorded.times is not None:
-                    times = read_times(recorded.times, len(log.index))
-                return explore(
-                    log, level=level, filesystem=None, checker=checker, max_states=max_states, max_seconds=max_seconds,
-                    seed=seed or 0, torn=torn, first=0, times=times, workers=0, folder=self._dm.runtime.folder,
-                )  # fmt: skip
+            found = explore(
+                log, level=line.level, filesystem=None, checker=lambda: made,
+                max_states=max_states if options.states is None else options.states,
+                max_seconds=max_seconds if options.seconds is None else options.seconds,
+                stop_after=max_findings, seed=seed if options.seed is None else options.seed, torn=torn, first=0,
+                times=times, workers=0, folder=self._dm.runtime.folder,
+            )  # fmt: skip
+        except BaseException:
+            made.close()
+            raise
+        if found.errors:
+            made.close()
+            raise DmError(found.errors[0])
+        return found, made
+
+    def _replay(
+        self, log: CrashLog, line: Timeline, check: Callable[[Any], object] | None, torn: int | None
+    ) -> Exploration:
+        """Judge one state, with the check in this process."""
+        __tracebackhide__ = True
+        state = parse_state(self._options.state, line)
+        torn_size = log.sector_size if torn is None else torn
+        found = Exploration(timeline=line, seed=0, torn_size=torn_size, generated=1, distinct=1, checked=1)
+        made = Checked(self._dm.runtime, self._recorded(), None, 0.0)
+        made.oracle = None if check is None else _Here(check)
+        made.writes = True
+        try:
+            with Tester(log, line, made, self._dm.runtime.folder, torn_size=torn_size) as tester:
+                problem = tester.test(state)
         finally:
-            for one in made:
-                one.close()
+            made.close()
+        marks = line.epochs[state.epoch].marks
+        cases: list[Case] = []
+        if problem is not None:
+            finding = Finding(state, problem, marks, log.acknowledged(marks), 0)
+            found.findings.append(finding)
+            cases = [failure.case(log, line, finding, reason=problem.reason, details="", others=0)]
+        self._tell(found, cases)
+        if cases:
+            text = failure.render(cases, failure.summary(found), self._kept(cases), self._notes(found))
+            raise CrashFailure(text, cases, found)
+        return found
 
     def _recorded(self) -> Recording:
+        if self._options.recording is not None:
+            return load(self._options.recording)
         if self.recording is None:
             message = "nothing is recorded: use 'with dm_crash.record() as disk:' first"
             raise DmError(message)
         return self.recording
+
+    def _free_identity(self) -> None:
+        """Unmount a recorded btrfs: the kernel would take a state of it for the same file system.
+
+        Raises:
+            IoctlError: It is still in use.
+        """
+        disk = self._disk
+        if disk is not None and disk.filesystem == "btrfs" and disk.device.mounts:
+            gc.collect()
+            disk.device.unmount()
+            forget = ["btrfs", "device", "scan", "--forget", str(disk.path)]
+            subprocess.run(forget, check=False, capture_output=True, timeout=30)
+
+
+class _Here:
+    """A check in the test's own process, where a debugger reaches it; its exception is the test's."""
+
+    def __init__(self, function: Callable[[Any], object]) -> None:
+        self._function = function
+
+    def __call__(self, state: CrashState, /) -> Problem | None:
+        __tracebackhide__ = True
+        answer = self._function(State.of(state))
+        if answer is None or answer is True:
+            return None
+        return Problem("check", "the check returned False" if answer is False else str(answer))

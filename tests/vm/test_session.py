@@ -317,6 +317,13 @@ def test_every_test_has_its_kernel_in_its_id_and_scopes_stay_together(session: S
     session.assert_nothing_left()
 
 
+def test_artifacts_of_a_test_with_a_device_reach_the_host(session: Session) -> None:
+    session.write("test_art.py", "def test_it(dm):\n    dm.zero('1M')\n    assert False\n")
+    session.run(*VM, "--dm-artifacts=kept", "test_art.py")
+    (kept,) = (session.folder / "kept").glob("test_art.py*-call.txt")
+    assert "0 2048 zero" in kept.read_text()
+
+
 def test_artifacts_reach_the_host_and_nothing_else_does(session: Session) -> None:
     session.write(
         "test_art.py",

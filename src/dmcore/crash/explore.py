@@ -149,6 +149,7 @@ def explore(
     checker: Callable[[], Checker] | None = None,
     max_states: int | None = None,
     max_seconds: float | None = None,
+    stop_after: int | None = None,
     seed: int = 0,
     torn: int | None = None,
     first: int | None = None,
@@ -169,6 +170,7 @@ def explore(
         checker: Instead of both: makes what judges, called once in each worker.
         max_states: How many states to visit at most; None for all of the families.
         max_seconds: When to stop; what is being judged then is waited for.
+        stop_after: How many images that fail are enough; None to visit all states.
         seed: Of the random choices; the same seed and budget of states visits the same states.
         torn: Bytes of a sector that the disk writes whole or not; a power of two, not below the log's sector size. 0 for no torn
             states; None for that sector size, and then without those that a file system is known not to stand.
@@ -201,7 +203,7 @@ def explore(
         )
         atomic = fs.atomic if torn is None else ()
         families = Families(line, torn_size, seed, max_states, first, atomic)
-        run_ = _Run(log, found, families, max_seconds, progress, apart=torn is None)
+        run_ = _Run(log, found, families, max_seconds, progress, apart=torn is None, stop_after=stop_after)
 
         def tester(name: str) -> Tester:
             return Tester(log, line, make(), home, torn_size=torn_size, name=name)
@@ -321,6 +323,7 @@ class _Run:
         progress: Callable[[Progress], None] | None,
         *,
         apart: bool,
+        stop_after: int | None,
     ) -> None:
         self._log = log
         self._found = found
@@ -328,6 +331,8 @@ class _Run:
         self._ids = ImageIds(log, found.timeline, found.torn_size or log.sector_size)
         self._began = time.monotonic()
         self._max_seconds = max_seconds
+        self._stop_after = stop_after
+        self._late = False
         self._progress = progress
         self._told = 0.0
         self._family = ""
@@ -339,6 +344,8 @@ class _Run:
 
     def _over(self) -> bool:
         if self._max_seconds is not None and time.monotonic() - self._began > self._max_seconds:
+            self._stopped = self._late = True
+        if self._stop_after is not None and len(self._failed) >= self._stop_after:
             self._stopped = True
         return self._stopped
 
@@ -388,7 +395,7 @@ class _Run:
         found.checked = len(self._judged)
         found.truncated = self._families.truncated or self._stopped
         found.exhaustive = self._families.exhaustive and not self._stopped
-        if self._stopped:
+        if self._late:
             found.warnings.append(f"stopped after {self._max_seconds:g} s; not every state was visited")
         self._tell(force=True)
 
