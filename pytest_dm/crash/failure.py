@@ -11,13 +11,15 @@ from pytest_dm.crash.picture import Picture, size, svg, text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dmcore.crash.epochs import Epoch, Timeline
-    from dmcore.crash.explore import Exploration, Finding
+    from dmcore.crash.conclude import Proof
+    from dmcore.crash.epochs import Epoch
+    from dmcore.crash.explore import Exploration
     from dmcore.crash.log import CrashLog
+    from dmcore.crash.states import State
+    from pytest_dm.crash.isolate import Outcome
 
-__all__ = ["Case", "CrashFailure", "Row", "case", "pick", "render", "summary"]
+__all__ = ["Case", "CrashFailure", "Row", "case", "render", "summary"]
 
-_ROWS = 12
 _NAMES = 8
 
 
@@ -66,6 +68,7 @@ class Case:
         before: The mark behind it.
         acknowledged: Operations that must have lasted.
         started: Operations that were under way.
+        words: What is lost and what is there, a line each.
         rows: The pending writes.
         others: How many more distinct states failed in that way.
         picture: The timeline as SVG.
@@ -83,6 +86,7 @@ class Case:
     before: str
     acknowledged: tuple[str, ...]
     started: tuple[str, ...]
+    words: tuple[str, ...]
     rows: tuple[Row, ...]
     others: int
     picture: str
@@ -93,55 +97,53 @@ class Case:
         return asdict(self)
 
 
-def pick(findings: Sequence[Finding], line: Timeline) -> list[tuple[Finding, int]]:
-    """Return of each kind of failure, torn ones apart, the earliest and least state, and how many others there are."""
+def case(log: CrashLog, found: Exploration, proof: Proof, outcome: Outcome | None) -> Case:
+    """Return the smallest proof of a failure in words.
 
-    def least(finding: Finding) -> tuple[int, int, int]:
-        epoch = line.epochs[finding.state.epoch]
-        missing = len(finding.state.missing(len(epoch.pending)))
-        return finding.state.epoch, len(finding.state.torn), missing
-
-    kinds: dict[tuple[str, bool], list[Finding]] = {}
-    for finding in findings:
-        kinds.setdefault((finding.problem.kind, finding.torn), []).append(finding)
-    whole = {kind for kind, torn in kinds if not torn}
-    return [
-        (min(group, key=least), len(group) - 1)
-        for (kind, torn), group in kinds.items()
-        if not torn or kind not in whole
+    Args:
+        log: The log.
+        found: The exploration.
+        proof: The proof.
+        outcome: What the check says of its state, asked once more; None if it has no word on it.
+    """
+    line, state, problem = found.timeline, proof.minimal.state, proof.minimal.problem
+    epoch = line.epochs[state.epoch]
+    same = [
+        one for one in found.findings if one.problem.kind == problem.kind and one.torn == bool(state.torn)
     ]
-
-
-def case(log: CrashLog, line: Timeline, finding: Finding, *, reason: str, details: str, others: int) -> Case:
-    """Return a finding in words."""
-    epoch = line.epochs[finding.state.epoch]
-    picture = Picture.of(log, line, finding.state)
+    reason, details = problem.reason, ""
+    if outcome is not None and outcome.sound:
+        reason += "\n(once more on the same state, the check was content: it is not deterministic)"
+    elif outcome is not None:
+        reason, details = outcome.reason, outcome.details
+    picture = Picture.of(log, line, state)
     marks = [mark.text for mark in log.marks]
     return Case(
-        kind=finding.problem.kind,
+        kind=problem.kind,
         reason=reason,
         details=details,
-        state=str(finding.state),
-        torn=finding.torn,
+        state=str(state),
+        torn=bool(state.torn),
         position=epoch.position,
         entries=len(log.index),
-        after=marks[finding.marks - 1] if finding.marks else "",
-        before=marks[finding.marks] if finding.marks < len(marks) else "",
-        acknowledged=finding.acknowledged,
-        started=log.started(finding.marks),
-        rows=tuple(_rows(log, epoch, finding)),
-        others=others,
+        after=marks[epoch.marks - 1] if epoch.marks else "",
+        before=marks[epoch.marks] if epoch.marks < len(marks) else "",
+        acknowledged=log.acknowledged(epoch.marks),
+        started=log.started(epoch.marks),
+        words=proof.words[2:],
+        rows=tuple(_rows(log, epoch, state)),
+        others=max(0, len(same) - 1),
         picture=svg(picture),
         drawing=text(picture),
     )
 
 
-def _rows(log: CrashLog, epoch: Epoch, finding: Finding) -> list[Row]:
-    torn = {tear.write for tear in finding.state.torn}
+def _rows(log: CrashLog, epoch: Epoch, state: State) -> list[Row]:
+    torn = {tear.write for tear in state.torn}
     rows: list[Row] = []
     for number, write in enumerate(epoch.pending):
         offset, length = log.index.extent_of(write.entry)
-        there = finding.state.present >> number & 1
+        there = state.present >> number & 1
         fate = "torn" if number in torn else "present" if there else "missing"
         kind = (
             "discard"
@@ -179,27 +181,18 @@ def _paragraph(one: Case, hint: str) -> list[str]:
         (False, True): f"before the mark {one.before!r}",
         (False, False): "there are no marks",
     }[bool(one.after), bool(one.before)]
-    lost = [row for row in one.rows if row.fate != "present"]
-    there = len(one.rows) - len(lost)
     lines = [
         one.reason,
         f"  power cut     before entry {one.position} of {one.entries}, {where}",
         f"  acknowledged  {_listed(one.acknowledged)}",
         f"  under way     {_listed(one.started)}",
     ]
-    if not one.rows:
-        lines.append(
-            "  lost          no write: everything written by then is there; the write that matters came later or never"
-        )
-    else:
-        words = {"missing": "", "torn": " (in part)"}
-        lines += [
-            f"  {'lost' if not at else '':<13} entry {row.entry}: {row.words}{words[row.fate]}"
-            for at, row in enumerate(lost[:_ROWS])
-        ]
-        if len(lost) > _ROWS:
-            lines.append(f"                and {len(lost) - _ROWS} more")
-        lines.append(f"  there         {there} of {len(one.rows)} pending writes, and all that was durable")
+    for words in one.words:
+        term, colon, rest = words.partition(": ")
+        if colon and len(term) < 13:
+            lines.append(f"  {term:<13} {rest}")
+        else:
+            lines.append(f"  {'':<13} {words}")
     if one.others:
         lines.append(f"  besides       {one.others} more distinct states fail in this way")
     lines += [

@@ -8,23 +8,27 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from dmcore.crash.checkers import Problem
+from dmcore.crash.conclude import Proof
 from dmcore.crash.epochs import Level, read_times, timeline
 from dmcore.crash.explore import Exploration, Finding, explore
 from dmcore.crash.log import CrashLog
+from dmcore.crash.minimise import Minimal
 from dmcore.crash.states import parse_state
 from dmcore.crash.tester import Tester
+from dmcore.crash.words import say
 from dmcore.errors import DmError, SpecError
 from pytest_dm.crash import failure, recording
 from pytest_dm.crash.checking import Checked, State
 from pytest_dm.crash.failure import CrashFailure
+from pytest_dm.crash.isolate import Outcome
 from pytest_dm.crash.keep import keep, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
+    from pathlib import Path
     from typing import Any
 
     from dmcore.crash.checkers import CrashState
@@ -166,7 +170,7 @@ class DmCrash:
         with self._opened(level) as (log, line, times):
             found, made = self._run(
                 log, line, times, check, timeout, max_states=max_states, max_seconds=max_seconds,
-                max_findings=max_findings, seed=seed, torn=torn,
+                max_findings=max_findings, seed=seed, torn=torn, minimise=False,
             )  # fmt: skip
             made.close()
             self._tell(found)
@@ -198,7 +202,7 @@ class DmCrash:
                 return self._replay(log, line, check, torn)
             found, made = self._run(
                 log, line, times, check, timeout, max_states=max_states, max_seconds=max_seconds,
-                max_findings=_FINDINGS, seed=seed, torn=torn,
+                max_findings=_FINDINGS, seed=seed, torn=torn, minimise=True,
             )  # fmt: skip
             try:
                 cases = self._cases(log, found, made)
@@ -240,21 +244,24 @@ class DmCrash:
 
     def _cases(self, log: CrashLog, found: Exploration, made: Checked) -> list[Case]:
         """Return each kind of failure; its state is judged once more, for the whole of what the check says."""
-        line = found.timeline
         cases: list[Case] = []
-        for finding, others in failure.pick(found.findings, line):
+        for proof in found.proofs:
+            state = proof.minimal.state
             again = made.again()
-            with Tester(
-                log, line, again, self._dm.runtime.folder, torn_size=found.torn_size, name="again"
-            ) as tester:
-                problem = tester.test(finding.state, finding.marks)
-            outcome = again.verdict.outcomes.get(str(finding.state)) if again.verdict is not None else None
-            again.close()
-            reason = outcome.reason if outcome is not None else finding.problem.reason
-            if problem is None:
-                reason += "\n(once more on the same state, the check was content: it is not deterministic)"
-            details = outcome.details if outcome is not None else ""
-            cases.append(failure.case(log, line, finding, reason=reason, details=details, others=others))
+            try:
+                with Tester(
+                    log,
+                    found.timeline,
+                    again,
+                    self._dm.runtime.folder,
+                    torn_size=found.torn_size,
+                    name="again",
+                ) as tester:
+                    problem = tester.test(state)
+            finally:
+                again.close()
+            outcome = again.verdict.outcomes.get(str(state)) if again.verdict is not None else None
+            cases.append(failure.case(log, found, proof, outcome if problem else Outcome(sound=True)))
         return cases
 
     @contextmanager
@@ -283,12 +290,13 @@ class DmCrash:
         max_findings: int | None,
         seed: int,
         torn: int | None,
+        minimise: bool,
     ) -> tuple[Exploration, Checked]:
         options = self._options
         made = Checked(self._dm.runtime, self._recorded(), check, timeout)
         try:
             found = explore(
-                log, level=line.level, filesystem=None, checker=lambda: made,
+                log, level=line.level, filesystem=made.mounted, checker=lambda: made, minimise=minimise,
                 max_states=max_states if options.states is None else options.states,
                 max_seconds=max_seconds if options.seconds is None else options.seconds,
                 stop_after=max_findings, seed=seed if options.seed is None else options.seed, torn=torn, first=0,
@@ -319,16 +327,20 @@ class DmCrash:
         finally:
             made.close()
         marks = line.epochs[state.epoch].marks
-        cases: list[Case] = []
-        if problem is not None:
-            finding = Finding(state, problem, marks, log.acknowledged(marks), 0)
-            found.findings.append(finding)
-            cases = [failure.case(log, line, finding, reason=problem.reason, details="", others=0)]
+        if problem is None:
+            self._tell(found)
+            return found
+        finding = Finding(state, problem, marks, log.acknowledged(marks), 0)
+        present = tuple(i for i in range(len(line.epochs[state.epoch].pending)) if state.present >> i & 1)
+        missing = state.missing(len(line.epochs[state.epoch].pending))
+        minimal = Minimal(state, problem, state, missing, present, (), prefix=False, checks=1, done=False)
+        found.findings.append(finding)
+        found.proofs = [Proof(finding, minimal, tuple(say(log, line, minimal, torn_size=torn_size)))]
+        cases = [failure.case(log, found, proof, None) for proof in found.proofs]
         self._tell(found, cases)
-        if cases:
-            text = failure.render(cases, failure.summary(found), self._kept(cases), self._notes(found))
-            raise CrashFailure(text, cases, found)
-        return found
+        raise CrashFailure(
+            failure.render(cases, failure.summary(found), self._kept(cases), self._notes(found)), cases, found
+        )
 
     def _recorded(self) -> Recording:
         if self._options.recording is not None:
