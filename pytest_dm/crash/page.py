@@ -107,6 +107,12 @@ def _test(name: str, outcome: str, results: Sequence[Mapping[str, Any]]) -> Iter
             yield from _case(case)
 
 
+def _split(words: str) -> tuple[str, str]:
+    """Return term and text of a line in words."""
+    term, colon, rest = words.partition(": ")
+    return (term, rest) if colon and len(term) < 13 else ("", words)
+
+
 def _case(case: Mapping[str, Any]) -> Iterator[str]:
     torn = " (torn write)" if case["torn"] else ""
     yield f"<section><h3><span class=tag>{escape(case['kind'] + torn)}</span>{escape(case['reason'])}</h3>"
@@ -123,6 +129,7 @@ def _case(case: Mapping[str, Any]) -> Iterator[str]:
         ),
         ("acknowledged", ", ".join(case["acknowledged"]) or "nothing"),
         ("under way", ", ".join(case["started"]) or "nothing"),
+        *map(_split, case["words"]),
         ("besides", f"{case['others']} more distinct states fail in this way" if case["others"] else ""),
         ("state", case["state"]),
     )

@@ -139,9 +139,9 @@ def test_answers_that_are_findings(recorded, kind):
         return ANSWERS[kind](state) if only(state) else None
 
     began = time.monotonic()
-    found = recorded.explore(check, timeout=0.5, torn=0)
+    found = recorded.explore(check, timeout=3 if kind == "timeout" else 30, torn=0)
     assert [finding.problem.kind for finding in found.findings] == [kind]
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 40
     if kind != "timeout":
         with pytest.raises(CrashFailure, match=kind):
             recorded.check(check, torn=0)
