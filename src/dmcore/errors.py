@@ -16,6 +16,9 @@ __all__ = [
     "DmError",
     "FormatError",
     "IoctlError",
+    "KeyMissing",
+    "KeyUnusable",
+    "KeyringError",
     "LeakError",
     "ParseError",
     "SpecError",
@@ -149,6 +152,36 @@ class DeviceMissing(IoctlError):
 
 class TableRejected(IoctlError):
     """A table was not accepted at load or resume; `kernel_log` says why."""
+
+
+class KeyringError(DmError, OSError):
+    """The kernel refused to do something with a key of a keyring.
+
+    Attributes:
+        errno: The error number.
+        command: The system call.
+        key: Type and description of the key, or its number; never its payload.
+    """
+
+    def __init__(self, errno: int, command: str, key: str) -> None:
+        super().__init__(errno, os.strerror(errno))
+        self.command = command
+        self.key = key
+
+    def __str__(self) -> str:
+        name = errno_names.errorcode.get(self.errno or 0, str(self.errno))
+        return f"{self.command} of key {self.key}: {name} ({self.strerror})"
+
+    def __reduce__(self) -> tuple[type[KeyringError], tuple[object, ...]]:
+        return type(self), (self.errno, self.command, self.key)
+
+
+class KeyMissing(KeyringError):
+    """ENOKEY: there is no such key, or not in that keyring (ENOENT)."""
+
+
+class KeyUnusable(KeyringError):
+    """The key was revoked (EKEYREVOKED), has expired (EKEYEXPIRED) or is rejected (EKEYREJECTED)."""
 
 
 class Unsupported(DmError):
