@@ -1,4 +1,4 @@
-"""Removes what dead processes of ours left: mounts, dm devices, loop devices, backing folders. Nothing else."""
+"""Removes what dead processes of ours left: mounts, dm devices, nodes, loop devices, folders, udev cookies. Nothing else."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dmcore.abi.loop import LoopCommand
 from dmcore.errors import DeviceMissing, DmError
+from dmcore.kernel import nodes, udev
 from dmcore.kernel.control import Control, Uuid
 from dmcore.kernel.device import Device
 from dmcore.kernel.mount import mounts, unmount
@@ -35,7 +36,7 @@ class Leftover:
     """Something of ours whose owner is gone.
 
     Attributes:
-        what: "mount", "device", "loop device" or "folder".
+        what: "mount", "device", "node", "loop device", "udev cookie" or "folder".
         name: Which.
         remove: Removes it; raises DmError or OSError if it cannot.
     """
@@ -123,6 +124,22 @@ def _loops(folders: list[Path]) -> Iterator[Leftover]:
             yield Leftover("loop device", str(node), partial(_free_loop, node))
 
 
+def _nodes(control: Control) -> Iterator[Leftover]:
+    """Yield nodes whose device is gone: their owner was killed between the two."""
+    found = sorted(nodes.FOLDER.glob(f"{PREFIX}-*"))
+    if not found:
+        return
+    there = {entry.name for entry in control.list_devices(PREFIX)}
+    for path in found:
+        if path.name not in there and (path.is_block_device() or path.is_symlink()):
+            yield Leftover("node", str(path), partial(path.unlink, missing_ok=True))
+
+
+def _cookies() -> Iterator[Leftover]:
+    for semaphore in udev.abandoned():
+        yield Leftover("udev cookie", f"{semaphore.key:#x}", semaphore.remove)
+
+
 def _control() -> Control | None:
     """Return the control node, None where this process cannot have any device."""
     if os.geteuid() != 0:
@@ -149,7 +166,9 @@ def find(control: Control | None, *, kept: bool = True) -> Iterator[Leftover]:
     if control is not None:
         yield from _mounts(folders)
         yield from _devices(control, {owner for folder in spared if (owner := Owner.find(folder.name))})
+        yield from _nodes(control)
         yield from _loops(folders)
+        yield from _cookies()
     for folder in folders:
         yield Leftover("folder", str(folder), partial(shutil.rmtree, folder))
 

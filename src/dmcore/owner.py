@@ -66,6 +66,11 @@ class Owner:
         return cls(_boot_id(), _pid_space(), pid, start)
 
     @classmethod
+    def of_this_boot(cls, space: int, pid: int, start: int) -> Owner:
+        """Return the owner that these numbers name."""
+        return cls(_boot_id(), space, pid, start)
+
+    @classmethod
     def find(cls, text: str) -> Owner | None:
         """Return the owner named in a uuid, device name or path of ours; None if there is none."""
         match = _TAG.search(text)

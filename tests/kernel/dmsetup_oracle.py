@@ -12,6 +12,7 @@ from dmcore.kernel import udev
 if TYPE_CHECKING:
     from dmcore.kernel.control import Control, Selector
 
+_BETWEEN = "\x1f"
 _INFO = ("name", "uuid", "major", "minor", "open", "segments", "events", "attr")
 
 
@@ -61,7 +62,7 @@ def theirs(dev: DevT) -> dict[str, object]:
         "-c",
         "--noheadings",
         "--separator",
-        "\t",
+        _BETWEEN,
         "--manglename",
         "none",
         "-o",
@@ -70,7 +71,7 @@ def theirs(dev: DevT) -> dict[str, object]:
     )
     deps = dmsetup("deps", "-o", "devno", *where).partition(":")[2]
     return {
-        "info": tuple(info.rstrip("\n").split("\t")),
+        "info": tuple(info.rstrip("\n").split(_BETWEEN)),
         "table": _lines(dmsetup("table", "--showkeys", *where)),
         "inactive table": _lines(dmsetup("table", "--showkeys", "--inactive", *where)),
         "status": _lines(dmsetup("status", "--noflush", *where)),

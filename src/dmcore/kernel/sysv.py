@@ -11,6 +11,7 @@ from dmcore.errors import IoctlError
 from dmcore.kernel.libc import LIBC
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Self
 
 __all__ = ["Semaphore"]
@@ -19,6 +20,9 @@ _CREATE = 0o1000 | 0o2000 | 0o600
 _NOWAIT = 0o4000
 _IPC_RMID = 0
 _GETVAL = 12
+_GETALL = 13
+_SETALL = 17
+_VALUE_MAX = 32767
 _GONE = frozenset({errno.EINVAL, errno.EIDRM})
 
 
@@ -59,18 +63,35 @@ class Semaphore:
         """Let the semaphore stay when this object goes."""
         self._ours = False
 
-    def create(self, key: int) -> None:
+    def create(self, key: int, notes: Sequence[int] = ()) -> None:
         """Make the semaphore of `key`, mode 0600, with the value 0.
+
+        Args:
+            key: Under which others find it.
+            notes: Numbers, 0..32767, to keep with it: further semaphores of the same set, which whoever uses the
+                first need not know of. For a moment they all are 0.
 
         Raises:
             IoctlError: EEXIST if there is one with this key; ENOSPC if the system has none left.
         """
         assert not self._numbers, "one semaphore for each object"
-        self._numbers.extend(map(LIBC.semget, (key,), (1,), (_CREATE,)))
+        assert all(0 <= note <= _VALUE_MAX for note in notes), "a semaphore has 15 bits"
+        self._numbers.extend(map(LIBC.semget, (key,), (1 + len(notes),), (_CREATE,)))
         if self._numbers[0] < 0:
             self._numbers.clear()
             raise IoctlError(ctypes.get_errno(), "semget", f"key {key:#x}")
         self.key = key
+        if notes:
+            values = (ctypes.c_ushort * (1 + len(notes)))(0, *notes)
+            if LIBC.semctl(self._numbers[0], 0, _SETALL, values) < 0:
+                raise IoctlError(ctypes.get_errno(), "semctl", f"key {key:#x}", "SETALL")
+
+    def notes(self, count: int) -> tuple[int, ...]:
+        """Return the `count` numbers that `create` kept with it; the set must be one of so many."""
+        values = (ctypes.c_ushort * (1 + count))()
+        if LIBC.semctl(self._numbers[0], 0, _GETALL, values) < 0:
+            raise IoctlError(ctypes.get_errno(), "semctl", f"key {self.key:#x}", "GETALL")
+        return tuple(values[1:])
 
     def _operate(self, change: int, flags: int, timeout: float) -> None:
         operation = (ctypes.c_short * 3)(0, change, flags)

@@ -10,18 +10,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmcore.errors import IoctlError, SpecError
+from dmcore.owner import Owner
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
     from dmcore.kernel.sysv import Semaphore
 
-__all__ = ["PRIVATE", "PUBLIC", "Cookie", "running", "transaction"]
+__all__ = ["PRIVATE", "PUBLIC", "Cookie", "abandoned", "running", "transaction"]
 
 _PRIMARY_SOURCE = 0x40
 PUBLIC = _PRIMARY_SOURCE
@@ -35,6 +37,16 @@ _RULES = ("/etc/udev/rules.d", "/run/udev/rules.d", "/usr/lib/udev/rules.d", "/l
 _KEY = 0x0D4D0000
 _KEY_TRIES = 64
 _FULL = frozenset({errno.ENOSPC, errno.ENOSYS, errno.ENOMEM})
+
+
+_SEMAPHORES = Path("/proc/sysvipc/sem")
+_MARK = 0x3D4D
+_DIGIT = 15
+_NUMBERS = (3, 2, 3)
+"""Notes, of 15 bits each, that pid namespace, pid and start of a cookie's owner take."""
+_NOTES = 1 + sum(_NUMBERS)
+_UNSIGNED_FOR = 60.0
+"""Seconds after which a cookie of ours without its owner's name is one that nobody will sign any more."""
 
 
 def running() -> bool:
@@ -101,9 +113,10 @@ def _fill(semaphore: Semaphore) -> None:
     """Make the semaphore under a free key; leave it unmade where the system has none left."""
     import secrets  # noqa: PLC0415 - only where udev runs
 
+    notes = _notes(Owner.current())
     for _ in range(_KEY_TRIES):
         try:
-            semaphore.create(_KEY | (secrets.randbelow(0xFFFF) + 1))
+            semaphore.create(_KEY | (secrets.randbelow(0xFFFF) + 1), notes)
         except IoctlError as error:
             if error.errno in _FULL:
                 return
@@ -112,6 +125,49 @@ def _fill(semaphore: Semaphore) -> None:
         else:
             return
     raise IoctlError(errno.EEXIST, "semget", "udev cookie", f"{_KEY_TRIES} keys are all taken")
+
+
+def _notes(owner: Owner) -> list[int]:
+    """Return what is kept with a cookie's semaphore, to tell whose it is."""
+    notes = [_MARK]
+    for number, digits in zip((owner.space, owner.pid, owner.start), _NUMBERS, strict=True):
+        notes += [number >> _DIGIT * digit & (1 << _DIGIT) - 1 for digit in range(digits)]
+    return notes
+
+
+def _owner(notes: tuple[int, ...]) -> Owner | None:
+    """Return who signed so; None if nobody did yet."""
+    if notes[0] != _MARK:
+        return None
+    left = iter(notes[1:])
+    numbers = [sum(next(left) << _DIGIT * digit for digit in range(digits)) for digits in _NUMBERS]
+    return Owner.of_this_boot(*numbers)
+
+
+def abandoned() -> Iterator[Semaphore]:
+    """Yield the semaphores of transactions whose process was killed in them; those of dmsetup and others are not told.
+
+    Sets of our size under a cookie's key; libdevmapper's hold one semaphore.
+    """
+    try:
+        rows = _SEMAPHORES.read_text(encoding="ascii").splitlines()[1:]
+    except FileNotFoundError:  # a kernel without SysV semaphores
+        return
+    from dmcore.kernel.sysv import Semaphore  # noqa: PLC0415 - loads ctypes
+
+    for row in rows:
+        key, _, _, count, *_, changed = map(int, row.split())
+        if key & 0xFFFF0000 != _KEY or count != 1 + _NOTES:
+            continue
+        try:
+            semaphore = Semaphore.find(key)
+            owner = _owner(semaphore.notes(_NOTES))
+        except IoctlError as error:
+            if error.errno in {errno.ENOENT, errno.EINVAL, errno.EIDRM, errno.EACCES}:  # gone, or not ours
+                continue
+            raise
+        if not owner.alive() if owner else time.time() - changed > _UNSIGNED_FOR:
+            yield semaphore
 
 
 @contextlib.contextmanager

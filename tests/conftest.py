@@ -1,0 +1,45 @@
+"""With PYTEST_DM_AGREE=1 in the environment every dm device that a test removes is first held against dmsetup."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+_ENABLED = os.environ.get("PYTEST_DM_AGREE") == "1"
+_COMPARED = "dm_devices_compared"
+
+if _ENABLED:
+
+    @pytest.fixture(scope="session")
+    def _agreement() -> Iterator[object]:
+        from agreement import Agreement
+
+        with Agreement() as agreement:
+            yield agreement
+        assert not agreement.take()[1], "devices of the session's end"
+
+    @pytest.fixture(autouse=True)
+    def _dmsetup_agrees(request: pytest.FixtureRequest, record_property) -> Iterator[None]:
+        if request.node.get_closest_marker("dm") is None:
+            yield
+            return
+        agreement = request.getfixturevalue("_agreement")
+        yield
+        compared, differences = agreement.take()
+        record_property(_COMPARED, compared)
+        assert not differences, "dmsetup and dmcore differ:\n" + "\n\n".join(differences)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not _ENABLED or hasattr(terminalreporter.config, "workerinput"):
+        return
+    reports = [
+        report
+        for outcome in ("passed", "failed", "error", "")
+        for report in terminalreporter.getreports(outcome)
+        if isinstance(report, pytest.TestReport) and report.when == "teardown"
+    ]
+    compared = sum(value for report in reports for key, value in report.user_properties if key == _COMPARED)
+    terminalreporter.write_line(f"{compared} dm devices were compared with what dmsetup says of them")
