@@ -232,11 +232,12 @@ class Families:
 
     def _random(self, epoch: Epoch, rng: random.Random) -> Iterator[State]:
         n = len(epoch.pending)
-        known = self._given.setdefault(epoch.index, set())
+        known = set(self._given.get(epoch.index, ()))
         for attempt in range(_count_random(epoch) * 2):
             density = (0.5, 0.9, 0.1)[attempt % 3]
             mask = sum(1 << i for i in range(n) if rng.random() < density)
             if mask not in known and mask not in (0, (1 << n) - 1):
+                known.add(mask)
                 yield State(epoch.index, mask)
 
     def _rest(self) -> Iterator[State]:

@@ -23,10 +23,13 @@ __all__ = ["ImageIds", "block_hash", "block_size"]
 
 _LARGEST = 4096
 _BASE, _ZEROS = -2, -1
+_ZERO = {1 << shift: bytes(1 << shift) for shift in range(9, 13)}
 
 
-def block_hash(block: int, data: bytes | bytearray | memoryview) -> int:
-    """Return the hash of a block and its number: 128 bits."""
+def block_hash(block: int, data: bytes | bytearray) -> int:
+    """Return the hash of a block and its number: 128 bits; 0 of zeros, so that what is discarded costs nothing."""
+    if data == _ZERO.get(len(data)):
+        return 0
     return int.from_bytes(blake2b(data, digest_size=16, salt=block.to_bytes(8, "little")).digest(), "little")
 
 
@@ -130,13 +133,12 @@ class ImageIds:
     def _hashed(self, pieces: Iterable[Piece]) -> Iterable[tuple[int, int, int]]:
         """Yield number, hash and source of each block of whole-block pieces."""
         size = self.block_size
-        zeros = bytes(size)
         for offset, length, source in pieces:
             if source < 0:
                 for block in range(offset // size, (offset + length) // size):
-                    yield block, block_hash(block, zeros), _ZEROS
+                    yield block, 0, _ZEROS
                 continue
-            data = memoryview(self._log.index.read(source, length))
+            data = self._log.index.read(source, length)
             for at in range(0, length, size):
                 block = (offset + at) // size
                 yield block, block_hash(block, data[at : at + size]), source + at

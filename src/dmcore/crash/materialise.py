@@ -114,8 +114,8 @@ class Image:
         self.size = log.size
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._mirror = -1
-        self._dirty: set[int] = set()
-        self._touched = bytearray(-(-log.size // _GRAIN))
+        self._dirty = bytearray(-(-log.size // _GRAIN))
+        self._touched = bytearray(len(self._dirty))
         self._epoch = -1
         self._state: State | None = None
         self._undo: list[_Saved] = []
@@ -142,10 +142,13 @@ class Image:
         """Write to `fd`, too, whatever is written from now on; -1 ends that."""
         self._mirror = fd
 
-    def take_dirty(self) -> set[int]:
-        """Return the numbers of the 4096-byte blocks written since the last call, all that differ from before the log."""
-        dirty, self._dirty = self._dirty, set()
-        return dirty
+    def take_dirty(self) -> Iterator[int]:
+        """Yield the numbers of the 4096-byte blocks written since the last call, ascending: all that differ from before the log."""
+        block = self._dirty.find(1)
+        while block >= 0:
+            self._dirty[block] = 0
+            yield block
+            block = self._dirty.find(1, block)
 
     def _write(self, offset: int, length: int, data: bytes | None) -> None:
         """Write data, or zeros for None."""
@@ -154,7 +157,7 @@ class Image:
                 write_zeros(fd, offset, length)
             elif fd >= 0 and data is not None:
                 write_all(fd, data, offset)
-        self._dirty.update(range(offset // _GRAIN, (offset + length - 1) // _GRAIN + 1))
+        _set(self._dirty, offset, length)
 
     def _put(self, piece: Piece) -> None:
         """Write a piece, and take note of where."""
@@ -178,8 +181,7 @@ class Image:
             for write in self._epochs[self._epoch].durable:
                 for piece in write.pieces:
                     self._put(piece)
-                    first, last = piece.offset // _GRAIN, (piece.offset + piece.length - 1) // _GRAIN + 1
-                    self._touched[first:last] = b"\1" * (last - first)
+                    _set(self._touched, piece.offset, piece.length)
         self._below = {}
         self._alone = _alone([write.pieces for write in self._epochs[epoch].pending])
 
@@ -299,6 +301,14 @@ class Image:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _set(blocks: bytearray, offset: int, length: int) -> None:
+    first, last = offset // _GRAIN, (offset + length - 1) // _GRAIN + 1
+    if last - first == 1:
+        blocks[first] = 1
+    else:
+        blocks[first:last] = b"\1" * (last - first)
 
 
 def _alone(pending: Sequence[Sequence[Piece]]) -> list[bool]:
