@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+import zlib
 
 MAGIC = 0x6A736677736872
 FLUSH, FUA, DISCARD, MARK, METADATA = 1, 2, 4, 8, 16
@@ -111,3 +112,89 @@ def without(entry, later):
     assert start <= offset, "the reference knows only whole overlaps"
     assert end >= offset + length, "the reference knows only whole overlaps"
     return []
+
+
+class KernelLog(LogMaker):
+    """Takes what a program does, and logs it as dm-log-writes does: ordinary writes with the flush that covers them."""
+
+    def __init__(self, sector=512):
+        super().__init__(sector)
+        self.waiting = []
+
+    def write(self, offset, data, flags=0):
+        if flags & FUA:
+            super().write(offset, data, flags)
+        else:
+            self.waiting.append((offset, data, flags))
+
+    def _drain(self):
+        for offset, data, flags in self.waiting:
+            super().write(offset, data, flags)
+        self.waiting = []
+
+    def flush(self, flags=0):
+        self._drain()
+        super().flush(flags)
+
+    def end(self):
+        self._drain()
+        super().end()
+
+
+# A program that keeps its newest value on a raw device: two slots, taken in turn, say where it is.
+SLOTS, VALUES, VALUE = 0, 8192, 4096
+
+
+def value(number):
+    return struct.pack("<I", number) * (VALUE // 4)
+
+
+def slot(number, *, sectors=1, checksum=True):
+    head = struct.pack("<II", number, 0)
+    where = struct.pack("<Q", VALUES + number * VALUE)
+    if sectors == 1:
+        body = (head + where).ljust(504, b"\0")
+    else:  # the place is in the second sector
+        body = head.ljust(512, b"\0") + where.ljust(504, b"\0")
+    return body + struct.pack("<Q", zlib.crc32(body) if checksum else 0)
+
+
+def two_slots(updates, bug=None):
+    """Return the log of a run with one planted bug, or none."""
+    log = KernelLog()
+    for number in range(1, updates + 1):
+        at = SLOTS + number % 2 * 1024
+        pointer = slot(number, sectors=2 if bug == "torn" else 1, checksum=bug != "torn")
+        if bug == "early-ack":
+            log.mark(f"put-{number}")
+        if bug == "pointer-first":
+            log.fua(at, pointer)
+        log.write(VALUES + number * VALUE, value(number))
+        if bug not in ("no-flush", "never-flush", "pointer-first"):
+            log.flush()
+        if bug != "pointer-first":
+            log.fua(at, pointer)
+        if bug in ("no-flush", "never-flush"):
+            log.mark(f"put-{number}")
+        if bug in ("no-flush", "pointer-first"):
+            log.flush()
+        if bug not in ("early-ack", "no-flush", "never-flush"):
+            log.mark(f"put-{number}")
+    log.end()
+    return log
+
+
+def judge_slots(image, acknowledged, *, sectors=1, checksum=True):
+    """Return what is wrong with the device of such a program; "" for nothing."""
+    best, place = 0, 0
+    for at in (SLOTS, SLOTS + 1024):
+        raw = image[at : at + 512 * sectors]
+        (crc,) = struct.unpack_from("<Q", raw, len(raw) - 8)
+        number = struct.unpack_from("<I", raw)[0]
+        if number > best and (not checksum or crc == zlib.crc32(raw[:-8])):
+            best, place = number, struct.unpack_from("<Q", raw, 8 if sectors == 1 else 512)[0]
+    if best and image[place : place + VALUE] != value(best):
+        return f"integrity: slot says {best}, which is not at {place}"
+    if best < acknowledged:
+        return f"durability: {best} of {acknowledged} acknowledged"
+    return ""

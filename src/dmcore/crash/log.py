@@ -24,6 +24,9 @@ START = "start:"
 DONE = "done:"
 """What the mark of an operation's end begins with: the operation was acknowledged and must be visible from here on."""
 
+_BARRIER = "pytest-dm-barrier-"
+"""What marks begin with that `dm_log_writes` makes for itself, to see that the log is written."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:
@@ -68,7 +71,7 @@ class CrashLog:
         index: The entries.
         base: The image before.
         size: Bytes of the device.
-        marks: The program's marks, in order, without the target's own end mark.
+        marks: The program's marks, in order, without the target's own end mark and pytest-dm's barriers.
         warnings: What is odd about the log, one sentence each.
 
     Raises:
@@ -97,7 +100,11 @@ class CrashLog:
         except BaseException:
             self.close()
             raise
-        self.marks = [Mark(at, text) for at, text in self.index.marks.items() if text != END_MARK]
+        self.marks = [
+            Mark(at, text)
+            for at, text in self.index.marks.items()
+            if text != END_MARK and not text.startswith(_BARRIER)
+        ]
         self._mark_positions = [mark.position for mark in self.marks]
         self.warnings = list(self.index.warnings)
 

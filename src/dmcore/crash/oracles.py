@@ -51,8 +51,7 @@ class CommandOracle:
     ``{id}``                 id of the state
     ======================== ==========================================================================================
 
-    The environment has the same: DM_IMAGE, DM_ACKNOWLEDGED, DM_STARTED, DM_STATE. Without `{image}` in it the image's path
-    becomes the last argument. A command with a character that means something to a shell is run by /bin/sh, values quoted;
+    The environment has the same: DM_IMAGE, DM_ACKNOWLEDGED, DM_STARTED, DM_STATE. A command with a character that means something to a shell is run by /bin/sh, values quoted;
     any other directly. It runs where this program was started, with nothing to read on standard input.
 
     Args:
@@ -70,8 +69,6 @@ class CommandOracle:
             raise SpecError("oracle", command, f"is no command: {error}") from None
         if not words:
             raise SpecError("oracle", command, "is empty")
-        if "{image}" not in command:
-            command, words = f"{command} {{image}}", [*words, "{image}"]
         self.command = command
         self.timeout = timeout
         self._words = None if _SHELL.search(_PLACE.sub("", command)) else words

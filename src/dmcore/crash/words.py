@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["between", "name_write", "say"]
 
 _NAMED = 12
+_FEW = 3
 _FLAGS = (LogFlag.FUA, LogFlag.METADATA)
 
 
@@ -83,16 +84,17 @@ def say(
         lines.append("nothing was on its way: what is not there had not been written")
     elif not lost and not torn:
         lines.append("nothing is lost: what was on its way is there, what is not there had not been written")
-    elif lost and (not minimal.by_presence or len(lost) <= _NAMED):
+    elif lost and not (there and minimal.by_presence):
         lines.extend(f"lost: {name(number)}" for number in lost[:_NAMED])
         lines += [f"lost: {len(lost) - _NAMED} more"] if len(lost) > _NAMED else []
         lines += [f"there: the other {len(there)} that were on their way"] if there else []
     else:
         lines.extend(f"there: {name(number)}" for number in there[:_NAMED])
-        if lost:
-            lines.append(
-                f"lost: {'the other' if there or torn else 'all'} {len(lost)} that were on their way"
-            )
+        lines += [f"there: {len(there) - _NAMED} more"] if len(there) > _NAMED else []
+        if len(lost) > _FEW:
+            lines.append(f"lost: the other {len(lost)} that were on their way")
+        else:
+            lines.extend(f"lost: {name(number)}" for number in lost)
     lines.extend(
         f"enough by itself: {name(number)}" for number in minimal.causes[:8] if len(minimal.missing) > 1
     )

@@ -31,6 +31,8 @@ __all__ = ["Job", "Result", "run"]
 _ENOUGH = 0.2
 """Seconds that a batch should take: long enough to cost nothing, short enough to tell."""
 _MOST = 2048
+_TELL = 0.02
+"""Seconds after which a worker tells what it has, while it is at a batch."""
 
 
 class Job(NamedTuple):
@@ -100,10 +102,10 @@ def run(
 class _Worker:
     """One process, and the jobs it has."""
 
-    def __init__(self, process: ForkProcess, line: Connection, name: str) -> None:
+    def __init__(self, process: ForkProcess, line: Connection, *, careful: bool) -> None:
         self.process = process
         self.line = line
-        self.name = name
+        self.careful = careful
         self.jobs: deque[Job] = deque()
         self.heard = time.monotonic()
 
@@ -117,7 +119,7 @@ class _Pool:
         self._made = 0
         self._batch = 4
 
-    def _start(self) -> _Worker:
+    def _start(self, *, careful: bool = False) -> _Worker:
         mine, its = multiprocessing.Pipe()
         self._made += 1
         name = f"worker{self._made}"
@@ -127,11 +129,11 @@ class _Pool:
                 "ignore", DeprecationWarning
             )  # forking beside xdist's threads; the child starts none
             process = multiprocessing.get_context("fork").Process(
-                target=_serve, args=(its, [mine, *others], self._make, name), daemon=True
+                target=_serve, args=(its, [mine, *others], self._make, name, careful), daemon=True
             )
             process.start()
         its.close()
-        worker = _Worker(process, mine, name)
+        worker = _Worker(process, mine, careful=careful)
         self._workers.append(worker)
         return worker
 
@@ -200,14 +202,18 @@ class _Pool:
             yield Result(worker.jobs.popleft(), problem, error)
 
     def _lost(self, worker: _Worker, problem: Problem) -> Iterator[Result]:
-        """A worker is gone: the state that it was at is a finding, another worker gets the rest."""
+        """A worker is gone: the state that it was at is a finding, another worker gets the rest.
+
+        Which state that was is known of a careful worker, which tells each result before it goes on.
+        """
         worker.process.join(10)
         worker.line.close()
         self._workers.remove(worker)
         left = list(worker.jobs)
+        if left and worker.careful:
+            yield Result(left.pop(0), problem, "")
         if left:
-            yield Result(left[0], problem, "")
-            self._send(self._start(), left[1:])
+            self._send(self._start(careful=True), left)
 
     def close(self) -> None:
         for worker in self._workers:
@@ -230,7 +236,13 @@ def _take(jobs: Iterator[Job], count: int) -> list[Job]:
     return batch
 
 
-def _serve(line: Connection, others: list[Connection], make: Callable[[str], Tester], name: str) -> None:
+def _serve(
+    line: Connection,
+    others: list[Connection],
+    make: Callable[[str], Tester],
+    name: str,
+    careful: bool,  # noqa: FBT001 - a process's arguments
+) -> None:
     """Be a worker: batches in, answers out, until the line is closed."""
     for other in others:
         other.close()
@@ -247,14 +259,14 @@ def _serve(line: Connection, others: list[Connection], make: Callable[[str], Tes
                 batch: list[Job] = line.recv()
             except (EOFError, ConnectionResetError):
                 return
-            _answer(line, tester, batch)
+            _answer(line, tester, batch, 0.0 if careful else _TELL)
     except (BrokenPipeError, SystemExit):
         return
     finally:
         tester.close()
 
 
-def _answer(line: Connection, tester: Tester, batch: list[Job]) -> None:
+def _answer(line: Connection, tester: Tester, batch: list[Job], pause: float) -> None:
     answers: list[tuple[Problem | None, str]] = []
     sent = time.monotonic()
     for job in batch:
@@ -265,7 +277,7 @@ def _answer(line: Connection, tester: Tester, batch: list[Job]) -> None:
             raise SystemExit(1) from failure
         answers.append((problem, error))
         now = time.monotonic()
-        if problem is not None or now - sent > 0.02:
+        if problem is not None or now - sent >= pause:
             line.send(answers)
             answers, sent = [], now
     if answers:
