@@ -7,7 +7,6 @@ different epochs compare.
 
 from __future__ import annotations
 
-from array import array
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from dmcore.crash.states import State, state_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from collections.abc import Set as AbstractSet
 
     from dmcore.crash.epochs import Piece, Timeline, Write
     from dmcore.crash.log import CrashLog
@@ -56,8 +56,7 @@ class ImageIds:
         self._epochs = timeline.epochs
         self._torn_size = torn_size
         self.block_size = block_size(log)
-        blocks = -(-log.size // self.block_size)
-        self._source = array("q", [_BASE]) * blocks
+        self._source: dict[int, int] = {}
         self._hashes: dict[int, int] = {}
         self._durable = 0
         self._epoch = -1
@@ -72,7 +71,7 @@ class ImageIds:
         if epoch == self._epoch:
             return
         if epoch < self._epoch:
-            self._source = array("q", [_BASE]) * len(self._source)
+            self._source = {}
             self._hashes = {}
             self._durable, self._epoch = 0, -1
         while self._epoch < epoch:
@@ -113,7 +112,18 @@ class ImageIds:
             self._source[block] = source
 
     def _prepare(self, pending: Sequence[Write]) -> None:
-        self._blocks = [{block: value for block, value, _ in self._hashed(write.pieces)} for write in pending]
+        written = {
+            block
+            for write in pending
+            for piece in write.pieces
+            if piece.source >= 0
+            for block in range(
+                piece.offset // self.block_size, (piece.offset + piece.length) // self.block_size
+            )
+        }
+        self._blocks = [
+            {block: value for block, value, _ in self._hashed(write.pieces, written)} for write in pending
+        ]
         self._writers = {}
         for write, blocks in enumerate(self._blocks):
             for block in blocks:
@@ -130,18 +140,35 @@ class ImageIds:
             self._deltas.append(delta)
         self._last = (0, 0)
 
-    def _hashed(self, pieces: Iterable[Piece]) -> Iterable[tuple[int, int, int]]:
-        """Yield number, hash and source of each block of whole-block pieces."""
+    def _hashed(
+        self, pieces: Iterable[Piece], others: AbstractSet[int] = frozenset()
+    ) -> Iterable[tuple[int, int, int]]:
+        """Yield number, hash and source of each block of whole-block pieces; of zeros only where there may be something else.
+
+        Args:
+            pieces: The pieces.
+            others: Blocks that others write.
+        """
         size = self.block_size
         for offset, length, source in pieces:
             if source < 0:
-                for block in range(offset // size, (offset + length) // size):
+                for block in self._zeroed(offset // size, (offset + length) // size, others):
                     yield block, 0, _ZEROS
                 continue
             data = self._log.index.read(source, length)
             for at in range(0, length, size):
                 block = (offset + at) // size
                 yield block, block_hash(block, data[at : at + size]), source + at
+
+    def _zeroed(self, first: int, last: int, others: AbstractSet[int]) -> Iterable[int]:
+        """Return the blocks of a range that may not be zeros, or are written by others."""
+        if last - first <= len(self._hashes) + len(others):
+            return range(first, last)
+        known = {block for block in self._hashes if first <= block < last}
+        known |= {block for block in others if first <= block < last}
+        for start, stop in self._log.base_extents(first * self.block_size, last * self.block_size):
+            known.update(range(start // self.block_size, -(-stop // self.block_size)))
+        return sorted(known)
 
     def _current(self, block: int) -> int:
         value = self._hashes.get(block)
@@ -151,7 +178,7 @@ class ImageIds:
         return value
 
     def _content(self, block: int) -> bytes:
-        source = self._source[block]
+        source = self._source.get(block, _BASE)
         if source == _ZEROS:
             return bytes(self.block_size)
         if source == _BASE:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmcore.crash.sparse import extents
 from dmcore.errors import SpecError
 from dmcore.formats.log_index import LogIndex
 from dmcore.formats.log_writes import END_MARK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -149,6 +150,12 @@ class CrashLog:
         """Return bytes of the device as they were before the log."""
         data = os.pread(self._base_fd, length, offset) if self._base_fd >= 0 else b""
         return data if len(data) == length else data + bytes(length - len(data))
+
+    def base_extents(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the parts of a range of the device before the log that may be other than zeros: first byte, and that behind."""
+        if self._base_fd >= 0:
+            size = os.fstat(self._base_fd).st_size
+            yield from extents(self._base_fd, min(end, size), begin)
 
     def marks_before(self, position: int) -> int:
         """Return how many marks stand before entry `position`."""

@@ -10,13 +10,12 @@ Both files are sparse: they take the space of what the device holds, not of its 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from dmcore.crash.sparse import copy_sparse, extents, write_all, write_zeros
 from dmcore.crash.states import State, state_pieces
-from dmcore.kernel.libc import punch_hole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from dmcore.crash.epochs import Piece, Timeline
     from dmcore.crash.log import CrashLog
 
-__all__ = ["Image", "Scratch", "copy_sparse", "extents", "write_image"]
+__all__ = ["Image", "Scratch", "write_image"]
 
 _CHUNK = 1 << 20
 _GRAIN = 4096
@@ -39,59 +38,6 @@ class _Saved(NamedTuple):
     offset: int
     length: int
     data: bytes | None
-
-
-def extents(fd: int, end: int, offset: int = 0) -> Iterator[tuple[int, int]]:
-    """Yield the parts of a file from `offset` to `end` that are no holes: first byte, and the byte behind."""
-    while offset < end:
-        try:
-            start = os.lseek(fd, offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            raise
-        offset = min(os.lseek(fd, start, os.SEEK_HOLE), end)
-        if start < end:
-            yield start, offset
-
-
-def copy_sparse(source: int, target: int, end: int) -> None:
-    """Copy a file to an empty one up to byte `end`, holes as holes; `target` gets that size."""
-    for start, stop in extents(source, end):
-        offset = start
-        while offset < stop:
-            data = os.pread(source, min(_CHUNK, stop - offset), offset)
-            if not data:
-                break
-            write_all(target, data, offset)
-            offset += len(data)
-    os.ftruncate(target, end)
-
-
-def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`.
-
-    Raises:
-        OSError: ENOSPC and the like; a part may be written.
-    """
-    done = os.pwrite(fd, data, offset)
-    while done < len(data):
-        done += os.pwrite(fd, memoryview(data)[done:], offset + done)
-
-
-def write_zeros(fd: int, offset: int, length: int) -> None:
-    """Make bytes of a file zeros: a hole where the file system can, else written.
-
-    Raises:
-        OSError: ENOSPC and the like.
-    """
-    try:
-        punch_hole(fd, offset, length)
-    except OSError as error:
-        if error.errno != errno.EOPNOTSUPP:
-            raise
-        for at in range(offset, offset + length, _CHUNK):
-            write_all(fd, bytes(min(_CHUNK, offset + length - at)), at)
 
 
 class Image:
@@ -114,8 +60,8 @@ class Image:
         self.size = log.size
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._mirror = -1
-        self._dirty = bytearray(-(-log.size // _GRAIN))
-        self._touched = bytearray(len(self._dirty))
+        self._dirty: set[int] = set()
+        self._touched: set[int] = set()
         self._epoch = -1
         self._state: State | None = None
         self._undo: list[_Saved] = []
@@ -142,22 +88,25 @@ class Image:
         """Write to `fd`, too, whatever is written from now on; -1 ends that."""
         self._mirror = fd
 
-    def take_dirty(self) -> Iterator[int]:
-        """Yield the numbers of the 4096-byte blocks written since the last call, ascending: all that differ from before the log."""
-        block = self._dirty.find(1)
-        while block >= 0:
-            self._dirty[block] = 0
-            yield block
-            block = self._dirty.find(1, block)
+    def take_dirty(self) -> list[int]:
+        """Return the numbers of the 4096-byte blocks written since the last call, ascending: all that differ from before the log."""
+        dirty = sorted(self._dirty)
+        self._dirty.clear()
+        return dirty
 
     def _write(self, offset: int, length: int, data: bytes | None) -> None:
         """Write data, or zeros for None."""
-        for fd in (self._fd, self._mirror):
-            if fd >= 0 and data is None:
-                write_zeros(fd, offset, length)
-            elif fd >= 0 and data is not None:
-                write_all(fd, data, offset)
-        _set(self._dirty, offset, length)
+        if data is None:
+            for start, stop in list(extents(self._fd, offset + length, offset)):
+                self._dirty.update(range(start // _GRAIN, (stop - 1) // _GRAIN + 1))
+                for fd in (self._fd, self._mirror):
+                    if fd >= 0:
+                        write_zeros(fd, start, stop - start)
+            return
+        write_all(self._fd, data, offset)
+        if self._mirror >= 0:
+            write_all(self._mirror, data, offset)
+        self._dirty.update(range(offset // _GRAIN, (offset + length - 1) // _GRAIN + 1))
 
     def _put(self, piece: Piece) -> None:
         """Write a piece, and take note of where."""
@@ -176,26 +125,24 @@ class Image:
             return
         if epoch < self._epoch:
             self._rewind()
+        settled, self._dirty = self._dirty, set()
         while self._epoch < epoch:
             self._epoch += 1
             for write in self._epochs[self._epoch].durable:
                 for piece in write.pieces:
                     self._put(piece)
-                    _set(self._touched, piece.offset, piece.length)
+        self._touched |= self._dirty
+        self._dirty |= settled
         self._below = {}
         self._alone = _alone([write.pieces for write in self._epochs[epoch].pending])
 
     def _rewind(self) -> None:
-        at = self._touched.find(1)
-        while at >= 0:
-            stop = at
-            while stop < len(self._touched) and self._touched[stop] and stop - at < _CHUNK // _GRAIN:
-                stop += 1
-            start, end = at * _GRAIN, min(stop * _GRAIN, self.size)
-            data = self._log.read_base(start, end - start)
-            self._write(start, end - start, data if data.count(0) < len(data) else None)
-            self._touched[at:stop] = bytes(stop - at)
-            at = self._touched.find(1, stop)
+        """Put back what was there before the log."""
+        for block in sorted(self._touched):
+            start = block * _GRAIN
+            data = self._log.read_base(start, min(_GRAIN, self.size - start))
+            self._write(start, len(data), data if data.count(0) < len(data) else None)
+        self._touched = set()
         self._epoch = -1
 
     def _clear(self) -> None:
@@ -301,14 +248,6 @@ class Image:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _set(blocks: bytearray, offset: int, length: int) -> None:
-    first, last = offset // _GRAIN, (offset + length - 1) // _GRAIN + 1
-    if last - first == 1:
-        blocks[first] = 1
-    else:
-        blocks[first:last] = b"\1" * (last - first)
 
 
 def _alone(pending: Sequence[Sequence[Piece]]) -> list[bool]:
