@@ -272,7 +272,7 @@ def test_a_cut_log_is_used_up_to_the_cut(tmp_path_factory, data):
 
 
 @given(st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 255)), min_size=1, max_size=4))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_damaged_log_is_an_error_with_its_place_or_a_log(tmp_path_factory, damage):
     raw = bytearray(numbered(12).bytes())
     for offset, byte in damage:

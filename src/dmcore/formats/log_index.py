@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["LogIndex"]
 
 _HEADER = struct.Struct("<QQQQ")
-_PLAIN = LogFlag.FLUSH | LogFlag.FUA | LogFlag.METADATA
+_PLAIN = int(LogFlag.FLUSH | LogFlag.FUA | LogFlag.METADATA)
 _EVERY = 65536
 _WINDOW = 1 << 17
 
@@ -130,7 +130,7 @@ class LogIndex:
         sectors, counts, all_flags, offsets = self._sectors, self._counts, self._flags, self._offsets
         extent = self.extent // size
         left = counted - len(sectors)
-        plain = ~int(_PLAIN)
+        plain = ~_PLAIN
         buffer, begin, last = b"", 0, -1
         while left > 0 and offset <= end:
             if offset > last:
