@@ -83,9 +83,12 @@ def _mounts(folders: list[Path]) -> Iterator[Leftover]:
 
 
 def _below(control: Control, uuid: str) -> set[str]:
-    """Return the devices below one; none if it went meanwhile (its removal had been put off until its last close)."""
+    """Return the devices below one, its live table's and its staged one's: a kill can come before the resume.
+
+    None if it went meanwhile (its removal had been put off until its last close).
+    """
     try:
-        return {str(dev) for dev in control.deps(Uuid(uuid))}
+        return {str(dev) for inactive in (False, True) for dev in control.deps(Uuid(uuid), inactive=inactive)}
     except DeviceMissing:
         return set()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,6 +20,10 @@ from dmcore.owner import Owner
 from dmcore.ref import Ref
 from dmcore.table import Table
 from dmcore.target import Features, Target
+from dmcore.targets import Linear
+
+if TYPE_CHECKING:
+    from mirror_lab import Below
 
 SECTORS = 4096
 
@@ -96,3 +101,17 @@ def lab(_lab: Lab) -> Lab:
     """The lab, with wiped disks."""
     _lab.wipe()
     return _lab
+
+
+@pytest.fixture
+def below(lab) -> Iterator[tuple[Below, Below, Below]]:
+    """Two legs of a mirror and a device for its log."""
+    from mirror_lab import SECTORS, Below
+
+    with contextlib.ExitStack() as stack:
+        found = []
+        for disk, start in ((0, 0), (1, 0), (1, 2048)):
+            target = Linear(dev=lab.refs[disk], offset=start)
+            device = stack.enter_context(lab.device(target, SECTORS))
+            found.append(Below(lab, device, lab.refs[disk], start))
+        yield found[0], found[1], found[2]
