@@ -18,7 +18,15 @@ from dmcore.targets.dust import AddBadBlock, Enable, Quiet
 
 
 class Ground:
-    """The lab's disks, as they are: enough for a target that reads nothing when it is loaded."""
+    """The lab's disks, as they are: enough for a target that reads nothing when it is loaded.
+
+    Attributes:
+        lab: The lab.
+        refs: Devices that lines may name, with their sizes in sectors.
+        fresh: Load every line on a new device: the kind of a device's first table would bind those that follow.
+    """
+
+    fresh = False
 
     def __init__(self, lab) -> None:
         self.lab = lab

@@ -265,13 +265,14 @@ def test_kernel_and_library_accept_the_same_lines(lab, kind):
             assume(not _on_purpose(line, lab.features))
             assume(not below.later(line))
             library = _library_accepts(line, lab, below)
-            lab.control.clear(live.dev)
             below.prepare(line)
             kernel_says = ["accepted"]
-            try:
-                lab.control.load(live.dev, [line], readonly=kind.readonly)
-            except TableRejected as refused:
-                kernel_says = ["refused", *refused.kernel_log]
+            with lab.empty() if below.fresh else contextlib.nullcontext(live.dev) as device:
+                lab.control.clear(device)
+                try:
+                    lab.control.load(device, [line], readonly=kind.readonly)
+                except TableRejected as refused:
+                    kernel_says = ["refused", *refused.kernel_log]
             assert library == (kernel_says[0] == "accepted"), f"{line}: {kernel_says}"
             event("accepted" if library else "refused")
 

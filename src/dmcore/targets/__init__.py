@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dmcore.targets.linear import Linear as Linear
     from dmcore.targets.log_writes import LogWrites as LogWrites
     from dmcore.targets.mirror import Mirror as Mirror
+    from dmcore.targets.multipath import Multipath as Multipath
     from dmcore.targets.snapshot import Snapshot as Snapshot
     from dmcore.targets.snapshot_merge import SnapshotMerge as SnapshotMerge
     from dmcore.targets.snapshot_origin import SnapshotOrigin as SnapshotOrigin
