@@ -23,6 +23,7 @@ __all__ = [
     "ParseError",
     "SpecError",
     "TableRejected",
+    "ToolFailed",
     "Unsupported",
     "VmBootFailed",
     "VmError",
@@ -182,6 +183,26 @@ class KeyMissing(KeyringError):
 
 class KeyUnusable(KeyringError):
     """The key was revoked (EKEYREVOKED), has expired (EKEYEXPIRED) or is rejected (EKEYREJECTED)."""
+
+
+class ToolFailed(DmError):
+    """A program of the distribution that does the work failed.
+
+    Attributes:
+        command: Its words; what it got on standard input is not among them.
+        status: Its exit status, negative for a signal; None if it did not end in time.
+        output: What it printed.
+    """
+
+    def __init__(self, command: Sequence[str], status: int | None, output: str) -> None:
+        super().__init__(tuple(command), status, output)
+        self.command = tuple(command)
+        self.status = status
+        self.output = output
+
+    def __str__(self) -> str:
+        how = "did not end" if self.status is None else f"exit status {self.status}"
+        return f"{' '.join(self.command)}: {how}\n{self.output}".rstrip()
 
 
 class Unsupported(DmError):
