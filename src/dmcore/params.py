@@ -23,9 +23,15 @@ _SPACE = b" \t\n\v\f\r\xa0"
 _BACKSLASH = ord("\\")
 _QUOTED = re.compile(rb"[ \t\n\v\f\r\xa0\\]")
 _DIGITS = re.compile(r"[0-9]+")
-_WITH_KEYS = frozenset({"crypt", "integrity"})
+_CRYPT = frozenset({"crypt", "inlinecrypt"})
+_WITHOUT_KEYS = frozenset({
+    "cache", "clone", "delay", "dust", "ebs", "era", "error", "flakey", "linear", "log-writes", "mirror", "multipath",
+    "raid", "snapshot", "snapshot-merge", "snapshot-origin", "striped", "switch", "thin", "thin-pool", "unstriped", "vdo",
+    "verity", "writecache", "zero", "zoned",
+})  # fmt: skip
 _KEYED = frozenset({"internal_hash", "journal_crypt", "journal_mac"})
 _LONG_HEX = re.compile("[0-9a-fA-F]{24}")
+_KEY_LIKE = re.compile("(?:.*:)?[0-9a-fA-F]{24,}", re.DOTALL)
 _MANY_DIGITS = 4000
 """Digits that `int` converts without complaint."""
 
@@ -88,7 +94,7 @@ def _key_in_place(word: str) -> str:
 
 def _masked_word(target: str, index: int, word: str) -> str:
     """Return the word of a target's parameters, or what stands for it if it holds a key."""
-    if target == "crypt":
+    if target in _CRYPT:
         keyring = word.startswith(":") and word.count(":") >= 3
         if (index == 1 and word != "-" and not keyring) or _LONG_HEX.search(word):
             return _key_in_place(word)
@@ -98,19 +104,22 @@ def _masked_word(target: str, index: int, word: str) -> str:
             return f"{name}:{rest[0]}:{_key_in_place(rest[1])}"
         if _LONG_HEX.search(word):
             return _key_in_place(word)
+    elif _KEY_LIKE.fullmatch(word):
+        return _key_in_place(word)
     return word
 
 
 def masked(target: str, params: str) -> str:
     """Return parameters of a table line, right or wrong, fit to be shown: `<32-byte-key>` stands for each key.
 
-    Neither this library nor the kernel takes such a word for a key. Names of keys in a kernel keyring stay.
+    Neither this library nor the kernel takes such a word for a key. Names of keys in a kernel keyring stay. Of a target
+    that is not known here, a misspelled "crypt" for instance, words that look like keys are not shown.
 
     Args:
         target: Kernel name of the target.
         params: Its parameters; those of targets without keys come back as they are.
     """
-    if target not in _WITH_KEYS:
+    if target in _WITHOUT_KEYS:
         return params
     words = split_words(params)
     shown = [_masked_word(target, index, word) for index, word in enumerate(words)]

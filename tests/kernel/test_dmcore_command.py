@@ -39,8 +39,9 @@ def nodes():
 
 
 def normal(err):
-    """Standard error without what dmcore adds, without the help, and under one name."""
-    return re.sub(r"(?s)Usage.*", "", OURS.sub("", err)).replace("dmsetup: ", "dmcore: ")
+    """Standard error without what dmcore adds, without the help, under one name, and without fields that may be keys."""
+    err = re.sub(r"(?s)Usage.*", "", OURS.sub("", err)).replace("dmsetup: ", "dmcore: ")
+    return re.sub(r"(Parsed \d fields).*", r"\1", err)
 
 
 def state():

@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dmcore import registry
 from dmcore.errors import ParseError
-from dmcore.params import Tokens, quote, split_words
+from dmcore.params import Tokens, masked, quote, split_words
+from dmcore.table import Line
+from dmcore.targets._raw import Raw
 
 WORDS = st.text(st.characters(blacklist_characters="\0", max_codepoint=255), min_size=1)
 
@@ -72,3 +75,40 @@ def test_keywords_in_any_case_and_what_is_left():
     assert list(tokens) == ["x"]
     with pytest.raises(ParseError, match="word 3 is missing, expected a or b"):
         tokens.keyword("a", "b")
+
+
+KEY = bytes(range(32)).hex()
+
+
+@pytest.mark.parametrize(
+    ("target", "params", "shown"),
+    [
+        ("cryptt", f"aes-xts-plain64 {KEY} 0 7:0 0", "aes-xts-plain64 <32-byte-key> 0 7:0 0"),
+        ("inlinecrypt", f"aes-xts-plain64 {KEY} 0 7:0 0", "aes-xts-plain64 <32-byte-key> 0 7:0 0"),
+        ("inlinecrypt", "aes-xts-plain64 :32:logon:a:b 0 7:0 0", "aes-xts-plain64 :32:logon:a:b 0 7:0 0"),
+        ("integrty", f"7:0 0 - J 1 internal_hash:hmac(sha256):{KEY}", "7:0 0 - J 1 <45-byte-key>"),
+        ("verity", f"1 7:0 7:0 4096 4096 1 1 sha256 {KEY} -", f"1 7:0 7:0 4096 4096 1 1 sha256 {KEY} -"),
+        (
+            "unknown",
+            "/dev/disk/by-id/wwn-0x5000c500a1b2c3d4e5f6a7b8c9d0e1f2 0",
+            "/dev/disk/by-id/wwn-0x5000c500a1b2c3d4e5f6a7b8c9d0e1f2 0",
+        ),
+    ],
+)
+def test_targets_that_are_not_known_may_hold_keys(target, params, shown):
+    assert masked(target, params) == shown
+
+
+def test_targets_without_keys_are_known():
+    """A new target is named in `dmcore.params`, or its long hexadecimal words are not shown."""
+    for name in registry.targets():
+        assert masked(name, f"a:{KEY}") == f"a:{KEY}" or name in {"crypt", "integrity"}, name
+
+
+def test_a_raw_target_shows_no_key():
+    raw = Raw("cryptt", f"aes {KEY}")
+    line = Line(0, 8, raw)
+    assert raw.secret
+    assert raw.encode(str) == f"aes {KEY}"
+    assert KEY[:24] not in repr(raw) + repr(line) + str(line)
+    assert not Raw("unknown", "a b c").secret

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from dmcore.errors import SpecError
-from dmcore.params import quote
+from dmcore.params import masked, quote
 from dmcore.target import Requirement, Status, Target
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class RawStatus(Status):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Raw(Target):
     """Parameters as text, so that any table can be read and loaded. Only the kernel knows what they mean.
 
@@ -57,13 +57,22 @@ class Raw(Target):
             raise SpecError("name", self.name, "the kernel keeps at most 15 bytes of a target's name")
         for field, text in (("name", self.name), ("params", self.params)):
             if "\0" in text or "\n" in text:
-                raise SpecError(field, text, "NUL and newline cannot stand in a table line")
+                shown = text if field == "name" else "..."
+                raise SpecError(field, shown, "NUL and newline cannot stand in a table line")
         object.__setattr__(self, "params", self.params.strip())
 
     @property
     def kernel_type(self) -> str:
         """The word in the table line: `name`."""
         return self.name
+
+    @property
+    def secret(self) -> bool:
+        """Whether a word looks like a key: a misspelled target is loaded as carefully as the one that was meant."""
+        return masked(self.name, self.params) != self.params
+
+    def __repr__(self) -> str:
+        return f"Raw(name={self.name!r}, params={masked(self.name, self.params)!r})"
 
     def refs(self) -> tuple[Ref, ...]:
         """Return no device: which words are devices is not known."""

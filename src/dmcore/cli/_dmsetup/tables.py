@@ -25,6 +25,8 @@ _LINE = re.compile(
 _SECRET = frozenset({"crypt", "integrity", "inlinecrypt"})
 _INTEGRITY_KEYS = ("internal_hash:", "journal_crypt:", "journal_mac:")
 _U64 = 1 << 64
+_SHORT = 8
+"""Longest word that is shown where a table may stand by mistake."""
 _BLANK = " \t\n\v\f\r"
 
 
@@ -101,7 +103,7 @@ def _hide(word: str, params: str) -> str:
 def without_keys(line: TableLine) -> str:
     """Return the line's parameters with keys as zeros, of the same length; names of keys in a keyring stay."""
     params = line.params
-    if line.type == "crypt":
+    if line.type in {"crypt", "inlinecrypt"}:
         cipher, blank, rest = params.partition(" ")
         key, gap, last = rest.partition(" ")
         if blank and not key.startswith(":"):
@@ -136,13 +138,8 @@ class Entry(NamedTuple):
 
 
 def _incomplete(fields: list[str], first: str) -> Failed:
-    shown = [*fields[:4], "(null)", "(null)", "(null)", "(null)"][:4]
-    table = "(not shown)" if len(fields) > 4 else "(null)"
-    name, uuid, minor, flags = shown
-    return Failed(
-        first,
-        f"Parsed {len(fields)} fields: name: {name} uuid: {uuid} minor: {minor} flags: {flags} table: {table}",
-    )
+    """Return the error for an entry; its fields are not shown, since a table may stand in any of them by mistake."""
+    return Failed(first, f"Parsed {len(fields)} fields")
 
 
 def _pieces(text: str) -> Iterator[tuple[str, bool]]:
@@ -190,5 +187,6 @@ def _entry(fields: list[str]) -> Entry:
     if len(fields) != 5:
         raise _incomplete(fields, "Five comma-separated fields are required for each device")
     if fields[3] not in {"", "ro", "rw"}:
-        raise Failed(f"Invalid flags parameter '{fields[3]}' must be 'ro' or 'rw' or empty.")
+        shown = fields[3] if len(fields[3]) <= _SHORT else "(not shown)"
+        raise Failed(f"Invalid flags parameter '{shown}' must be 'ro' or 'rw' or empty.")
     return Entry(*fields)
