@@ -83,4 +83,5 @@ class AutoVm:
             distributed.pytest_sessionstart(session)
         except (OSError, EOFError) as error:
             guests.give_up(error)
+        guests.all_started()
         distributed.pytest_runtestloop()

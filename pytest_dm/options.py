@@ -227,7 +227,15 @@ def _path(config: pytest.Config, text: str) -> Path:
 
 
 def _folder(config: pytest.Config, text: str) -> Path:
-    """Return an absolute path: relative to where pytest was called, or to the root for an ini setting."""
+    """Return an absolute path: relative to where pytest was called, or to the root for an ini setting.
+
+    Raises:
+        pytest.UsageError: There is something that is no folder.
+    """
     from_command_line = config.getoption("dm_artifacts", default=None) is not None
     base = config.invocation_params.dir if from_command_line else config.rootpath
-    return Path(os.path.normpath(base / Path(text).expanduser()))
+    folder = Path(os.path.normpath(base / Path(text).expanduser()))
+    if folder.exists() and not folder.is_dir():
+        message = f"dm_artifacts={text!r}: {folder} is no folder"
+        raise pytest.UsageError(message)
+    return folder

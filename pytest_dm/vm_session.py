@@ -19,6 +19,7 @@ import pytest
 from dmcore.errors import DmError
 from dmcore.owner import PREFIX, Owner
 from dmvm.exchange import make
+from pytest_dm.boot_ahead import BootAhead
 from pytest_dm.kernel_scheduling import KernelScheduling, kernel_of, scheduling, worker_id
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class VmSession:
         self._losses: dict[str, Loss] = {}
         self._began: dict[str, float] = {}
         self._stillborn = 0
+        self._ahead: BootAhead | None = None
 
     def _say(self, line: str) -> None:
         reporter = cast("Any", self.config.pluginmanager.getplugin("terminalreporter"))
@@ -175,6 +177,7 @@ class VmSession:
             kernel = self.kernels[number % len(self.kernels)]
             spec.python = shlex.join(self._command(kernel))
             setattr(spec, "dm_kernel", kernel)  # noqa: B010 - XSpec is a bag of attributes
+        self._ahead = BootAhead(specs)
 
     def _command(self, kernel: str) -> list[str]:
         worker = [
@@ -284,7 +287,14 @@ class VmSession:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self) -> None:
         """Prepare xdist's loop, which follows."""
+        self.all_started()
         self.spare_replacements()
+
+    def all_started(self) -> None:
+        """Leave the starting of further workers to execnet."""
+        if self._ahead is not None:
+            self._ahead.done()
+            self._ahead = None
 
     def spare_replacements(self) -> None:
         """Keep xdist from booting a replacement that would have nothing to run."""
@@ -306,10 +316,19 @@ class VmSession:
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self) -> None:
         """Keep the artifacts, remove the rest."""
-        if self.options.artifacts is not None:
-            for made in sorted(self.folder.glob("*/artifacts")):
-                shutil.copytree(made, self.options.artifacts, dirs_exist_ok=True)
-            for log in sorted(self.folder.glob("*/console.log")):
-                self.options.artifacts.mkdir(parents=True, exist_ok=True)
-                shutil.copy(log, self.options.artifacts / f"console-{log.parent.name}.log")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._ahead is not None:
+            self._ahead.cancel()
+        try:
+            if self.options.artifacts is not None:
+                self._keep_artifacts(self.options.artifacts)
+        except OSError as error:
+            self._say(f"the artifacts could not be kept: {error}")
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _keep_artifacts(self, target: Path) -> None:
+        for made in sorted(self.folder.glob("*/artifacts")):
+            shutil.copytree(made, target, dirs_exist_ok=True)
+        for log in sorted(self.folder.glob("*/console.log")):
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(log, target / f"console-{log.parent.name}.log")

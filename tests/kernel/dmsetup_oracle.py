@@ -10,6 +10,9 @@ from dmcore.abi.devt import DevT
 from dmcore.kernel import udev
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dmcore.abi.dm import TableLine
     from dmcore.kernel.control import Control, Selector
 
 _BETWEEN = "\x1f"
@@ -33,6 +36,11 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.splitlines() if line]
 
 
+def _texts(lines: Iterable[TableLine]) -> list[str]:
+    """Return lines with their keys, which `str` of a line does not show."""
+    return [f"{line.start} {line.length} {line.type} {line.params}".rstrip() for line in lines]
+
+
 def ours(control: Control, selector: Selector) -> dict[str, object]:
     """Return dmcore's view."""
     info = control.info(selector)
@@ -47,9 +55,9 @@ def ours(control: Control, selector: Selector) -> dict[str, object]:
             info.name, info.uuid, str(info.dev.major), str(info.dev.minor), str(info.open_count),
             str(info.target_count), str(info.event_nr), "".join(attributes),
         ),
-        "table": [str(line).rstrip() for line in control.table(selector)],
-        "inactive table": [str(line).rstrip() for line in control.table(selector, inactive=True)],
-        "status": [str(line).rstrip() for line in control.status(selector, noflush=True)],
+        "table": _texts(control.table(selector)),
+        "inactive table": _texts(control.table(selector, inactive=True)),
+        "status": _texts(control.status(selector, noflush=True)),
         "deps": list(control.deps(selector)),
     }  # fmt: skip
 

@@ -110,7 +110,10 @@ class Console:
 
     def tail(self, lines: int = 60) -> str:
         """Return the console's last lines, control characters removed."""
-        data = self._log_path.read_bytes()[-65536:]
+        try:
+            data = self._log_path.read_bytes()[-65536:]
+        except FileNotFoundError:  # the session is over, and its folder gone
+            return ""
         text = _PRINTABLE.sub("", data.decode("utf-8", "replace"))
         return "\n".join(text.splitlines()[-lines:])
 
