@@ -208,6 +208,15 @@ class Tokens:
             raise self.error(f"{expected} (at most {bits} bits)", back=1)
         return value
 
+    def signed(self, expected: str, low: int = -(2**31), high: int = 2**31 - 1) -> int:
+        """Take a number as `kstrtoint` base 10 does, which may be below 0, then within `low`..`high`."""
+        word = self.word(expected)
+        digits = word[1:] if word[:1] in {"+", "-"} else word
+        value = self._number(digits.removesuffix("\n"), expected) * (-1 if word[0] == "-" else 1)
+        if not low <= value <= high:
+            raise self.error(f"{expected} ({low}..{high})", back=1)
+        return value
+
     def ranged(self, expected: str, low: int, high: int) -> int:
         """Take a number as `dm_read_arg` does: `wrapping` in 32 bits, then within `low`..`high`."""
         value = self.wrapping(expected, bits=32)

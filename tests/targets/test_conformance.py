@@ -237,6 +237,9 @@ def _on_purpose(line: TableLine, features: Features) -> bool:
     if line.type == "error":
         # Kernels without "error.device" ignore two words too; newer ones take them for device and offset.
         return "error.device" not in features and len(words) == 2
+    if line.type == "raid":
+        # 0 is printed as something else that may not fit; a repeated write_mostly counts twice.
+        return "region_size" in words or words.count("write_mostly") > 1
     if line.type == "verity":
         # Half a block at the end is refused at resume only.
         size = int(words[3]) % 2**32 if len(words) > 3 and words[3].isdecimal() else 512

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dmcore.targets.log_writes import LogWrites as LogWrites
     from dmcore.targets.mirror import Mirror as Mirror
     from dmcore.targets.multipath import Multipath as Multipath
+    from dmcore.targets.raid import Raid as Raid
     from dmcore.targets.snapshot import Snapshot as Snapshot
     from dmcore.targets.snapshot_merge import SnapshotMerge as SnapshotMerge
     from dmcore.targets.snapshot_origin import SnapshotOrigin as SnapshotOrigin
