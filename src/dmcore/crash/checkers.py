@@ -72,6 +72,10 @@ class Masked(NamedTuple):
     length: int
 
 
+def _nothing() -> None:
+    """Whoever made the state looks for himself."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrashState:
     """A crash state to be checked.
@@ -86,6 +90,8 @@ class CrashState:
             not atomic.
         torn: Whether some write is there in part.
         fingerprint: Returns a number that is the same for images that differ in the masked bytes only.
+        untouched: To be called, if at all, before `fingerprint`, by a checker that has not written to the image: saves looking
+            for what it wrote.
         settled: To be called, if at all, after `fingerprint`, by a checker that has not written to the image since: saves
             looking for what it wrote.
     """
@@ -97,7 +103,8 @@ class CrashState:
     started: tuple[str, ...] = ()
     torn: bool = False
     fingerprint: Callable[[Sequence[Masked]], int]
-    settled: Callable[[], None]
+    settled: Callable[[], None] = _nothing
+    untouched: Callable[[], None] = _nothing
 
 
 class Checker(Protocol):
@@ -133,6 +140,9 @@ class FileSystem(Protocol):
         name: Its name, such as "ext4".
         atomic: Byte ranges of the device, begin and end, that it takes for granted to be written whole or not at all, such as
             a super block with a checksum and no copy that recovery would use: torn only if that is asked for.
+
+    One that also has an attribute `wrote`, false where the last `recover` has not written to the image, is not searched for
+    what it wrote.
     """
 
     name: str
@@ -167,6 +177,7 @@ class NoFileSystem:
 
     name = "none"
     atomic: Sequence[tuple[int, int]] = ()
+    wrote = False
 
     def recover(self, _image: Path, /) -> None:
         """There is nothing to do."""
@@ -215,6 +226,8 @@ class Pipeline:
         if self._masked is None:
             self._masked = self.filesystem.masked(state.image)
         plain = isinstance(self.filesystem, NoFileSystem)
+        if not plain and not getattr(self.filesystem, "wrote", True):
+            state.untouched()
         recovered = 0 if plain else state.fingerprint(self._masked)
         if not plain:
             if recovered not in self._verified:

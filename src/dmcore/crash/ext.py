@@ -60,6 +60,7 @@ class Ext:
     def __init__(self, name: str = "ext4", *, timeout: float = 120) -> None:
         self.name = name
         self.atomic: Sequence[tuple[int, int]] = ((_SUPER, 2 * _SUPER),)
+        self.wrote = False
         self._timeout = timeout
         self._e2fsck = find_tool("e2fsck", "e2fsprogs")
         self._journalled = True
@@ -67,6 +68,7 @@ class Ext:
 
     def recover(self, image: Path, /) -> Problem | None:
         """Replay the journal and clear orphans; repair what has no journal."""
+        self.wrote = False
         fields = _super_block(image)
         if fields is None:
             return Problem("fs", f"no {self.name} file system: the super block's magic number is not there")
@@ -120,6 +122,7 @@ class Ext:
         return nullcontext()
 
     def _run(self, *words: str | Path) -> tuple[int, str]:
+        self.wrote |= "-fn" not in words
         try:
             done = subprocess.run(
                 [self._e2fsck, *words],

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dmcore.crash.sparse import copy_sparse, extents, write_all, write_zeros
-from dmcore.crash.states import State, state_pieces
+from dmcore.crash.states import state_pieces
+from dmcore.kernel.compare import Pair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from dmcore.crash.epochs import Piece, Timeline
     from dmcore.crash.log import CrashLog
+    from dmcore.crash.states import State
 
 __all__ = ["Image", "Scratch", "write_image"]
 
@@ -63,10 +65,10 @@ class Image:
         self._dirty: set[int] = set()
         self._touched: set[int] = set()
         self._epoch = -1
-        self._state: State | None = None
+        self._shown = 0
         self._undo: list[_Saved] = []
         self._below: dict[int, list[_Saved]] = {}
-        self._alone: list[bool] = []
+        self._groups: list[int] = []
         try:
             self._fill()
         except BaseException:
@@ -106,7 +108,11 @@ class Image:
         write_all(self._fd, data, offset)
         if self._mirror >= 0:
             write_all(self._mirror, data, offset)
-        self._dirty.update(range(offset // _GRAIN, (offset + length - 1) // _GRAIN + 1))
+        first, last = offset // _GRAIN, (offset + length - 1) // _GRAIN
+        if first == last:
+            self._dirty.add(first)
+        else:
+            self._dirty.update(range(first, last + 1))
 
     def _put(self, piece: Piece) -> None:
         """Write a piece, and take note of where."""
@@ -134,7 +140,7 @@ class Image:
         self._touched |= self._dirty
         self._dirty |= settled
         self._below = {}
-        self._alone = _alone([write.pieces for write in self._epochs[epoch].pending])
+        self._groups = _groups([write.pieces for write in self._epochs[epoch].pending])
 
     def _rewind(self) -> None:
         """Put back what was there before the log."""
@@ -147,15 +153,11 @@ class Image:
 
     def _clear(self) -> None:
         """Put back what is durable where the state differs from it."""
-        state, self._state = self._state, None
         for saved in reversed(self._undo):
             self._write(*saved)
         self._undo = []
-        if state is not None and not state.torn:
-            for write in range(state.present.bit_length()):
-                if state.present >> write & 1 and self._alone[write]:
-                    for saved in self._below[write]:
-                        self._write(*saved)
+        if self._shown:
+            self._step(0)
 
     def show(self, state: State) -> None:
         """Make the image that of a state.
@@ -166,31 +168,23 @@ class Image:
         """
         if state.epoch != self._epoch:
             self.goto(state.epoch)
-        before = self._state
-        if before == state:
-            return
-        if state.torn or before is None or before.torn or not self._step(before, state):
+        elif self._undo:
             self._clear()
-            self._show(state)
-        self._state = state
-
-    def _show(self, state: State) -> None:
-        torn = bool(state.torn)
-        numbers = [i for i in range(state.present.bit_length()) if state.present >> i & 1]
-        for number, (_, pieces) in zip(
-            numbers, state_pieces(self._epochs[state.epoch], state, self._torn_size), strict=True
-        ):
-            alone = self._alone[number] and not torn
-            if alone:
-                self._save(number)
+        if not state.torn:
+            self._step(state.present)
+            return
+        self._clear()
+        for _, pieces in state_pieces(self._epochs[state.epoch], state, self._torn_size):
             for piece in pieces:
-                if not alone:
-                    self._undo.extend(self._saved(piece))
+                self._undo.extend(self._saved(piece))
                 self._put(piece)
 
     def _saved(self, piece: Piece) -> Iterator[_Saved]:
         """Yield what is where a piece goes: data, and holes as None."""
         end = piece.offset + piece.length
+        if piece.length <= _GRAIN:
+            yield _Saved(piece.offset, piece.length, os.pread(self._fd, piece.length, piece.offset))
+            return
         at = piece.offset
         for start, stop in extents(self._fd, end, piece.offset):
             if start > at:
@@ -200,33 +194,28 @@ class Image:
         if end > at:
             yield _Saved(at, end - at, None)
 
-    def _save(self, number: int) -> None:
-        if number not in self._below:
-            self._below[number] = [
-                saved
-                for piece in self._epochs[self._epoch].pending[number].pieces
-                for saved in self._saved(piece)
-            ]
-
-    def _step(self, before: State, state: State) -> bool:
-        """Go from one state without torn writes to another by the writes that differ; False if some of them overlap."""
-        difference = before.present ^ state.present
-        numbers: list[int] = []
+    def _step(self, present: int) -> None:
+        """Go from one set of whole writes to another: by the groups of overlapping writes that differ."""
+        shown, self._shown = self._shown, present
+        difference = shown ^ present
         while difference:
-            bit = difference & -difference
-            numbers.append(bit.bit_length() - 1)
-            difference ^= bit
-        if not all(self._alone[number] for number in numbers):
-            return False
-        for number in numbers:
-            if state.present >> number & 1:
-                self._save(number)
-                for piece in self._epochs[self._epoch].pending[number].pieces:
-                    self._put(piece)
-            else:
-                for saved in self._below[number]:
+            number = (difference & -difference).bit_length() - 1
+            group = self._groups[number]
+            difference &= ~group
+            if number not in self._below:
+                self._save(group)
+            for one in _numbers(shown & group):
+                for saved in self._below[one]:
                     self._write(*saved)
-        return True
+            for one in _numbers(present & group):
+                for piece in self._epochs[self._epoch].pending[one].pieces:
+                    self._put(piece)
+
+    def _save(self, group: int) -> None:
+        """Keep what is durable where a group of writes goes; none of them is there now."""
+        for number in _numbers(group):
+            pieces = self._epochs[self._epoch].pending[number].pieces
+            self._below[number] = [saved for piece in pieces for saved in self._saved(piece)]
 
     def keep(self) -> None:
         """Close, and leave the file."""
@@ -250,21 +239,39 @@ class Image:
         self.close()
 
 
-def _alone(pending: Sequence[Sequence[Piece]]) -> list[bool]:
-    """Return of each write whether it overlaps no other."""
+def _numbers(mask: int) -> Iterator[int]:
+    """Yield the numbers of the bits that are set, ascending."""
+    while mask:
+        bit = mask & -mask
+        yield bit.bit_length() - 1
+        mask ^= bit
+
+
+def _groups(pending: Sequence[Sequence[Piece]]) -> list[int]:
+    """Return of each write the set of writes, as bits, that it overlaps with, or that those do, and so on."""
     spans = sorted(
         (piece.offset, piece.offset + piece.length, number)
         for number, pieces in enumerate(pending)
         for piece in pieces
     )
-    alone = [True] * len(pending)
+    parent = list(range(len(pending)))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = parent[parent[number]]
+            number = parent[number]
+        return number
+
     reach, owner = -1, -1
     for start, end, number in spans:
-        if start < reach and owner != number:
-            alone[number] = alone[owner] = False
+        if start < reach:
+            parent[root(number)] = root(owner)
         if end > reach:
             reach, owner = end, number
-    return alone
+    sets: dict[int, int] = {}
+    for number in range(len(pending)):
+        sets[root(number)] = sets.get(root(number), 0) | 1 << number
+    return [sets[root(number)] for number in range(len(pending))]
 
 
 class Scratch:
@@ -283,9 +290,13 @@ class Scratch:
         self._fd = -1
         self._changed: list[int] = []
         self._known: list[int] | None = None
+        self._pair: Pair | None = None
         self._make()
 
     def _make(self) -> None:
+        if self._pair is not None:
+            self._pair.close()
+            self._pair = None
         if self._fd >= 0:
             os.close(self._fd)
         with contextlib.suppress(FileNotFoundError):
@@ -304,16 +315,24 @@ class Scratch:
         return self._changed
 
     def _compare(self) -> Iterator[int]:
-        mine, other = self._fd, self._image.fileno()
-        for start, end in _union(extents(mine, self._image.size), extents(other, self._image.size)):
+        size = self._image.size
+        if os.fstat(self._fd).st_size != size:
+            os.ftruncate(self._fd, size)
+        if self._pair is None:
+            self._pair = Pair(self._fd, self._image.fileno(), size)
+        same = self._pair.same
+        for start, end in _union(extents(self._fd, size), extents(self._image.fileno(), size)):
             for at in range(start, end, _COMPARE):
-                length = min(_COMPARE, end - at)
-                one, two = os.pread(mine, length, at), os.pread(other, length, at)
-                if one == two:
+                stop = min(at + _COMPARE, end)
+                if same(at, stop - at):
                     continue
-                for block in range(0, length, _GRAIN):
-                    if one[block : block + _GRAIN] != two[block : block + _GRAIN]:
-                        yield (at + block) // _GRAIN
+                for block in range(at, stop, _GRAIN):
+                    if not same(block, min(_GRAIN, stop - block)):
+                        yield block // _GRAIN
+
+    def untouched(self) -> None:
+        """Say that nobody has written since the last `restore`."""
+        self._changed = []
 
     def settled(self) -> None:
         """Say that nobody has written since `changed`: `restore` need not look again."""
@@ -332,6 +351,7 @@ class Scratch:
             return
         if mine.st_size != self._image.size:
             os.ftruncate(self._fd, self._image.size)
+            known = None
         other = self._image.fileno()
         for block in self._compare() if known is None else known:
             offset = block * _GRAIN
@@ -345,6 +365,8 @@ class Scratch:
         """Remove the file; a second call does nothing."""
         if self._fd >= 0:
             self._image.mirror(-1)
+            if self._pair is not None:
+                self._pair.close()
             os.close(self._fd)
             self._fd = -1
             with contextlib.suppress(FileNotFoundError):

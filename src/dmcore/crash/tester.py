@@ -53,6 +53,7 @@ class Tester:
         self.image = Image(log, timeline, Path(folder) / f"{name}.img", torn_size)
         self._scratch: Scratch | None = None
         self._prints: _Fingerprints | None = None
+        self._written = True
         self._idle = isinstance(checker, Pipeline) and not checker.writes
         try:
             if checker.writes:
@@ -73,6 +74,7 @@ class Tester:
             OSError: The image could not be made, as with ENOSPC.
         """
         self.image.show(state)
+        self._written = True
         if self._idle:
             return None
         count = self._timeline.epochs[state.epoch].marks if marks is None else marks
@@ -87,6 +89,7 @@ class Tester:
                     torn=bool(state.torn),
                     fingerprint=self._fingerprint,
                     settled=self._settled,
+                    untouched=self._untouched,
                 )
             )
         finally:
@@ -97,10 +100,17 @@ class Tester:
         if self._scratch is not None:
             self._scratch.settled()
 
+    def _untouched(self) -> None:
+        self._written = False
+
     def _fingerprint(self, masked: Sequence[Masked]) -> int:
         if self._prints is None:
             self._prints = _Fingerprints(self._log, self.image, masked)
-        return self._prints.of(self._scratch)
+        if self._scratch is None:
+            return self._prints.of(None, [])
+        if not self._written:
+            self._scratch.untouched()
+        return self._prints.of(self._scratch, self._scratch.changed() if self._written else [])
 
     def close(self) -> None:
         """Remove its files; a second call does nothing."""
@@ -127,7 +137,7 @@ class _Fingerprints:
         self._hashes: dict[int, int] = {}
         self._value = 0
 
-    def of(self, scratch: Scratch | None) -> int:
+    def of(self, scratch: Scratch | None, changed: Sequence[int]) -> int:
         fd = self._image.fileno()
         for block in self._image.take_dirty():
             new = self._hash(fd, block)
@@ -135,7 +145,7 @@ class _Fingerprints:
             self._hashes[block] = new
         value = self._value
         if scratch is not None:
-            for block in scratch.changed():
+            for block in changed:
                 value ^= self._hash(scratch.fileno(), block) ^ self._known_of_image(fd, block)
         return value
 
