@@ -51,6 +51,7 @@ test-wheel: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/crash.py
 
 $(VENV)/.demo-$(VM): pyproject.toml
 	@$(call ensure,$(DEMO_PACKAGES))

@@ -19,8 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dmcore.crash.checkers import NoFileSystem, Pipeline
 from dmcore.crash.epochs import timeline
@@ -29,9 +29,13 @@ from dmcore.crash.families import states
 from dmcore.crash.filesystems import device_size, filesystem
 from dmcore.crash.images import ImageIds
 from dmcore.crash.log import CrashLog
-from dmcore.crash.materialise import Image
-from dmcore.crash.states import state_pieces
+from dmcore.crash.materialise import Image, write_image
+from dmcore.crash.states import State, state_pieces
 from dmcore.formats.log_index import LogIndex
+from dmcore.kernel.log_replay import replay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DATA = Path(__file__).parents[1] / "tests/data/crash"
 REPLAYER = Path(__file__).with_name("replay.c")
@@ -48,20 +52,18 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def by_hand(log: CrashLog, folder: Path, epoch: int, present: int) -> float:
-    """Seconds for one state."""
+def by_hand(log: CrashLog, folder: Path, first: int, epoch: int, present: int) -> float:
+    """Seconds for one state: from an image of the fresh file system, with what was logged since."""
     line = timeline(log)
     base, image = folder / "base", folder / "copy"
     ext = filesystem("ext4")
     began = time.perf_counter()
     shutil.copyfile(base, image)
     fd = os.open(image, os.O_RDWR)
-    for before in line.epochs[: epoch + 1]:
+    for before in line.epochs[first + 1 : epoch + 1]:
         for write in before.durable:
             for offset, length, source in write.pieces:
                 os.pwrite(fd, bytes(length) if source < 0 else log.index.read(source, length), offset)
-    from dmcore.crash.states import State
-
     for _, pieces in state_pieces(line.epochs[epoch], State(epoch, present), 512):
         for offset, length, source in pieces:
             os.pwrite(fd, bytes(length) if source < 0 else log.index.read(source, length), offset)
@@ -76,12 +78,12 @@ def checked_states(folder: Path, count: int) -> dict[str, float]:
     (folder / "log").write_bytes(raw)
     with CrashLog(folder / "log") as log:
         log.size = max(log.size, device_size(log))
-        (folder / "base").write_bytes(bytes(log.size))
         line = timeline(log)
         first = first_sound(log, line, filesystem("ext4"), folder)
+        write_image(log, line, State(first, 0), folder / "base", 512)
         chosen = list(states(line, first=first, max_states=count, seed=1))
         few = chosen[:: max(1, len(chosen) // 24)]
-        naive = statistics.median(by_hand(log, folder, state.epoch, state.present) for state in few)
+        naive = statistics.median(by_hand(log, folder, first, state.epoch, state.present) for state in few)
         found = explore(
             log, filesystem=filesystem("ext4"), first=first, max_states=count, seed=1, torn=0, workers=1
         )
@@ -103,8 +105,6 @@ def deduplicated(folder: Path) -> dict[str, float]:
     (folder / "log2").write_bytes(raw)
     image = folder / "sound"
     with LogIndex(folder / "log2") as index:
-        from dmcore.kernel.log_replay import replay
-
         replay(index, image)
     subprocess.run(["truncate", "-s", "64M", image], check=True)
     free = 50 << 20
@@ -120,7 +120,7 @@ def deduplicated(folder: Path) -> dict[str, float]:
         assert found.generated == 4096
         assert not found.findings
         (folder / "base").write_bytes(image.read_bytes())
-        naive = statistics.median(by_hand(log, folder, 0, mask) for mask in range(0, 4096, 300))
+        naive = statistics.median(by_hand(log, folder, 0, 0, mask) for mask in range(0, 4096, 300))
         return {
             "generated": found.generated,
             "distinct": found.distinct,

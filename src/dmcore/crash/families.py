@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from dmcore.crash.epochs import Epoch, Timeline
 
-__all__ = ["EXHAUSTIVE", "Families", "states"]
+__all__ = ["EXHAUSTIVE", "Families", "states", "tears_of"]
 
 EXHAUSTIVE = 10
 """Pending writes up to which every subset is one of the families."""
@@ -220,14 +220,14 @@ class Families:
     def _count_torn(self, epoch: Epoch) -> int:
         n = len(epoch.pending)
         return sum(
-            len(_contexts(number, n)) * len(_tears_of(number, count)) for number, count in self._tears(epoch)
+            len(_contexts(number, n)) * len(tears_of(number, count)) for number, count in self._tears(epoch)
         )
 
     def _torn(self, epoch: Epoch, _rng: random.Random) -> Iterator[State]:
         n = len(epoch.pending)
         for number, count in self._tears(epoch):
             for context in _contexts(number, n):
-                for tear in _tears_of(number, count):
+                for tear in tears_of(number, count):
                     yield State(epoch.index, context | 1 << number, (tear,))
 
     def _random(self, epoch: Epoch, rng: random.Random) -> Iterator[State]:
@@ -281,7 +281,7 @@ def _contexts(number: int, n: int) -> list[int]:
     return list(dict.fromkeys([others, 0, (1 << number) - 1]))
 
 
-def _tears_of(number: int, count: int) -> list[Tear]:
+def tears_of(number: int, count: int) -> list[Tear]:
     """Return in which ways a write of `count` units is torn: all of them up to four units, else the telling ones."""
     if count == 2:
         return [Tear(number, "f", 1), Tear(number, "l", 1)]

@@ -37,6 +37,8 @@ class Tester:
         name: Begin of the files' names.
     """
 
+    __test__ = False  # pytest need not look for tests in it
+
     def __init__(
         self,
         log: CrashLog,
