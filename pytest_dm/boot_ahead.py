@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 from typing import TYPE_CHECKING, Any, cast
 
@@ -51,13 +52,21 @@ class BootAhead:
         if any(each is spec for each in self._waiting):
             while self._waiting and len(self._started) < self._limit:
                 following = self._waiting.pop(0)
-                self._started.append((following, self._plain(following, execmodel)))
+                self._started.append((following, self._start(following, execmodel)))
         for place, (each, process) in enumerate(self._started):
             if each is spec:
                 del self._started[place]
                 self._current = process
                 return process
         return self._plain(spec, execmodel)
+
+    def _start(self, spec: execnet.XSpec, execmodel: ExecModel) -> Popen2IOMaster:
+        """Start a worker with Ctrl-C blocked: it takes it when it has a handler, not in the middle of its imports."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self._plain(spec, execmodel)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def done(self) -> None:
         """Give execnet its way back: every worker was asked for and answered."""

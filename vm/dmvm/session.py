@@ -71,7 +71,10 @@ def guest_environment(
 
 @contextlib.contextmanager
 def caught_signals(numbers: Sequence[signal.Signals]) -> Generator[int]:
-    """Turn signals into bytes on the descriptor that is yielded; only in the main thread."""
+    """Turn signals into bytes on the descriptor that is yielded; only in the main thread.
+
+    They may be blocked before: whoever starts a worker can so keep them from an interpreter that is not ready for them.
+    """
     receive, send = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def note(number: int, _frame: object) -> None:
@@ -79,6 +82,7 @@ def caught_signals(numbers: Sequence[signal.Signals]) -> Generator[int]:
             os.write(send, bytes([number]))
 
     before = {number: signal.signal(number, note) for number in numbers}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     try:
         yield receive
     finally:

@@ -82,6 +82,7 @@ def _run(options: argparse.Namespace, argv: Sequence[str], exchange: Path, kerne
     numbers = (signal.SIGTERM, signal.SIGHUP) if root else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     if root:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     with caught_signals(numbers) as signals:
         try:
             guest = start(
