@@ -1,15 +1,24 @@
 """The script that dmsetup and dmcore run side by side: a line for each call, `$DM` for the command.
 
-$A and $B are loop devices of 8 MiB, $T is a folder of the script's own. After each line standard output, exit status,
+$A and $B are loop devices of 8 MiB, $T is a folder of the script's own, $K, $L, $M and $N are keys. After each line standard output, exit status,
 standard error, all devices, their tables and the nodes in /dev/mapper must be the same for both.
 """
 
 from __future__ import annotations
 
+FILES = {
+    "three": "# a comment\n0 512 linear {A} 0 # behind\n\n   512 512 error\n1024 8 zero\n",
+    "table": "0 1024 striped 2 16 {A} 0 {B} 0\n",
+    "two": "c4,,, ,0 8 zero;c5,,,ro,0 16 error",
+}
+"""What is in $T at first."""
+
+KEYS = {"K": "f0" * 32, "L": "e1" * 32, "M": "a0" * 16, "N": "b0" * 16}
+
 STEPS = r"""
-$DM version | sed '1s/(.*)/(VERSION)/'
-$DM --version | sed '1s/(.*)/(VERSION)/'
-$DM targets | grep -E '^(linear|striped|error)'
+$DM version
+$DM --version
+$DM targets
 $DM target-version linear zero
 $DM target-version nonsense
 $DM target-version
@@ -26,8 +35,8 @@ $DM create lin --table "0 1000 linear $A 8"
 $DM create lin --table "0 1000 linear $A 8"
 $DM create with-uuid -u DMCORE-1234 --table "0 100 linear $A 2048"
 $DM create other -u DMCORE-1234 --table '0 8 zero'
-printf '# a comment\n0 512 linear %s 0 # behind\n\n   512 512 error\n1024 8 zero\n' $A | $DM create three
-printf '0 1024 striped 2 16 %s 0 %s 0\n' $A $B > $T/table; $DM create striped $T/table
+$DM create three < $T/three
+$DM create striped $T/table
 $DM create nowhere $T/nonexistent
 $DM create bare --notable
 $DM create bare2 -n -u DMCORE-bare
@@ -286,7 +295,7 @@ $DM splitname
 
 $DM create --concise 'c1,,,,0 8 zero'
 $DM create --concise 'c2,DMCORE-c2,90,ro,0 8 zero,8 8 error; c3,,,rw,0 8 error'
-printf 'c4,,, ,0 8 zero;c5,,,ro,0 16 error' | $DM create --concise
+$DM create --concise < $T/two
 $DM create --concise 'c6,,,0 8 zero'
 $DM create --concise 'c6,,,xx,0 8 zero'
 $DM create --concise 'c6\'
@@ -296,17 +305,17 @@ $DM create --concise -u x 'c8,,,,0 8 zero'
 $DM table --concise | $DM create --concise
 $DM table --concise > $T/concise; $DM remove c1 c2 c3 c4; $DM table --concise > $T/fewer
 
-$DM create key --table "0 64 crypt aes-xts-plain64 $(printf 'f0%.0s' $(seq 32)) 0 $A 0"
+$DM create key --table "0 64 crypt aes-xts-plain64 $K 0 $A 0"
 $DM create nokey --table "0 64 crypt aes-xts-plain64 :32:logon:dmcore:nothing 0 $A 0"
 $DM table key
 $DM table --showkeys key
 $DM table --concise --showkeys key
 $DM table -S 'name=key'
 $DM status key
-$DM suspend key; $DM message key 0 key wipe; $DM message key 0 key set $(printf 'e1%.0s' $(seq 32)); $DM resume key; $DM table --showkeys key
+$DM suspend key; $DM message key 0 key wipe; $DM message key 0 key set $L; $DM resume key; $DM table --showkeys key
 $DM message key 0 key set 00
-$DM create sum --table "0 64 integrity $B 0 4 J 1 internal_hash:hmac(sha256):$(printf 'a0%.0s' $(seq 16))"
-$DM create sum --table "0 64 integrity $B 0 4 J 2 internal_hash:hmac(sha256):$(printf 'a0%.0s' $(seq 16)) journal_mac:hmac(sha256):$(printf 'b0%.0s' $(seq 16))"
+$DM create sum --table "0 64 integrity $B 0 4 J 1 internal_hash:hmac(sha256):$M"
+$DM create sum --table "0 64 integrity $B 0 4 J 2 internal_hash:hmac(sha256):$M journal_mac:hmac(sha256):$N"
 $DM table sum
 $DM table --showkeys sum
 $DM remove key sum

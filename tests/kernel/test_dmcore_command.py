@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 import re
 import shlex
 import shutil
 import stat
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 import pytest
-from dmsetup_script import STEPS
+from dmcore_forks import Forks
+from dmsetup_script import FILES, KEYS, STEPS
 
 from dmcore.kernel.control import Control
 from dmcore.kernel.loop import LoopDevice
@@ -23,9 +21,11 @@ from dmcore.kernel.loop import LoopDevice
 pytestmark = pytest.mark.dm
 
 DMCORE = Path(sys.executable).with_name("dmcore")
-CALL = r"""(?P<{0}>\$DM(?:[^;|<>&'"]|'[^'$]*'|"[^"\\(]*")*)(?P<{0}quiet> > /dev/null)?(?P<{0}silent> 2>(?: /dev/null|&1))?"""
-PLAIN = re.compile(f"{CALL.format('first')}(?:; {CALL.format('second')})?(?:; {CALL.format('third')})?")
-"""A line of one call to three, so that no shell is needed."""
+CALL = re.compile(
+    r"""\$DM(?P<words>(?:[^;|<>&'"$]|\$[ABTKLMN]\b|'[^']*'|"(?:[^"\\$]|\$(?!\())*")*)"""
+    r"""(?P<stdin> < [^ ;]+)?(?P<quiet> > /dev/null)?(?P<silent> 2>(?: /dev/null|&1))?(?:; |$)"""
+)
+"""A call that needs no shell."""
 MAPPER = Path("/dev/mapper")
 OURS = re.compile(r"  (?:kernel|dmcore): .*\n")
 
@@ -59,7 +59,14 @@ def state():
 
 
 def shell(line, environment):
-    done = subprocess.run(["sh", "-c", line], capture_output=True, env=environment, timeout=60, check=False)
+    done = subprocess.run(
+        ["sh", "-c", line],
+        capture_output=True,
+        env=environment,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
     return (
         done.stdout.decode("utf-8", "surrogateescape"),
         done.returncode,
@@ -67,59 +74,33 @@ def shell(line, environment):
     )
 
 
-def fork(line, environment, folder):
-    """Run a plain call of dmcore in a fork of this process: most of the time of a call is Python's start."""
-    streams = [(folder / name).open("w+b") for name in ("stdout", "stderr")]
-    pid = os.fork()
-    if not pid:
-        status = 99
-        try:
-            for target, stream in zip((1, 2), streams, strict=True):
-                os.dup2(stream.fileno(), target)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, mode) for fd, mode in enumerate("rww"))
-            os.environ.clear()
-            os.environ.update(environment)
-            words = shlex.split(line)
-            sys.argv = ["dmcore", *(os.path.expandvars(word) for word in words[1:])]
-            from dmcore.cli import main
-
-            status = main()
-        except SystemExit as left:
-            status = left.code
-        except BaseException:  # noqa: BLE001 - nothing may leave the fork
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
-    _, waited = os.waitpid(pid, 0)
-    texts = []
-    for stream in streams:
-        stream.seek(0)
-        texts.append(stream.read())
-        stream.close()
-    return texts[0].decode("utf-8", "surrogateescape"), os.waitstatus_to_exitcode(waited), texts[1].decode()
+def calls(line):
+    """Return the calls of a line that needs no shell, else None."""
+    found, place = [], 0
+    while place < len(line):
+        match = CALL.match(line, place)
+        if match is None:
+            return None
+        found.append(match)
+        place = match.end()
+    return found
 
 
-def forks(plain, environment, folder):
-    """Run a plain line."""
+def plainly(line, forks, environment, folder):
+    """Run a line of plain calls: most of the time of a call is Python's start."""
     out = err = ""
     status = 0
-    for call in filter(plain.group, ("first", "second", "third")):
-        said, status, complained = fork(plain[call].strip(), environment, folder)
-        out += "" if plain[f"{call}quiet"] else said
-        err += "" if plain[f"{call}silent"] else complained
+
+    def expanded(word):
+        return re.sub(r"\$(\w+)", lambda name: environment[name[1]], word)
+
+    for call in line:
+        words = [expanded(word) for word in shlex.split(call["words"])]
+        stdin = expanded(call["stdin"][3:]) if call["stdin"] else os.devnull
+        said, status, complained = forks.call(words, folder, stdin)
+        out += "" if call["quiet"] else said
+        err += "" if call["silent"] else complained
     return out, status, err
-
-
-def load_all():
-    """Import all that dmcore can need, so that no fork has to."""
-    import dmcore.cli._dmsetup as package
-    import dmcore.kernel.below
-    import dmcore.kernel.libc  # noqa: F401
-
-    for found in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{found.name}")
 
 
 def play(command, loops, folder):
@@ -130,19 +111,20 @@ def play(command, loops, folder):
         (MAPPER / stale).unlink()
     environment = {
         **os.environ, "DM": str(command), "DM_DISABLE_UDEV": "1", "A": str(loops[0].path), "B": str(loops[1].path),
-        "T": str(folder),
+        "T": str(folder), **KEYS,
     }  # fmt: skip
-    load_all()
+    for name, text in FILES.items():
+        (folder / name).write_text(text.format(**environment))
     results = []
-    for line in STEPS.splitlines():
-        if not line:
-            continue
-        plain = PLAIN.fullmatch(line)
-        if command == DMCORE and plain:
-            out, status, err = forks(plain, environment, folder)
-        else:
-            out, status, err = shell(line, environment)
-        results.append((line, out, status, normal(err), state()))
+    with Forks(environment) as forks:
+        for line in filter(None, STEPS.splitlines()):
+            plain = calls(line) if command == DMCORE else None
+            if plain:
+                out, status, err = plainly(plain, forks, environment, folder)
+            else:
+                out, status, err = shell(line, environment)
+            out = re.sub(r"^(Library version: .*) \(.*\)", r"\1", out)
+            results.append((line, out, status, normal(err), state()))
     return results
 
 
@@ -150,6 +132,8 @@ def play(command, loops, folder):
 def loops(tmp_path):
     with Control() as control:
         assert control.list_devices() == []
+        for target in ("zero", "crypt", "integrity"):
+            control.target_version(target)
     made = []
     for name in ("a.img", "b.img"):
         (tmp_path / name).touch()
