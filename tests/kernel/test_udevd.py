@@ -155,7 +155,7 @@ def test_a_deferred_removal_ends_with_udevs_link(control, name):
         with pytest.raises(DeviceBusy, match="at its last close"):
             made.remove(timeout=0.1)
         assert control.info(name).deferred_remove
-        assert control.message(name, "@cancel_deferred_remove") == ""
+        control.cancel_deferred_remove(name)
         assert not control.info(name).deferred_remove
         assert control.remove(name, deferred=True).deferred_remove
     gone(lambda: control.exists(name), "the device")

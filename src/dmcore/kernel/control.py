@@ -243,6 +243,16 @@ class Control(ControlNode):
         flags = DmFlag.DEFERRED_REMOVE if deferred else 0
         return self._device(Command.DM_DEV_REMOVE, selector, flags, event_nr=cookie)
 
+    def cancel_deferred_remove(self, selector: Selector) -> None:
+        """Take back the mark of a deferred removal; no-op without one (`dm_cancel_deferred_remove()`).
+
+        It goes as a message that the kernel's core answers, no target, so that the device needs no table.
+
+        Raises:
+            DeviceBusy: The removal has begun.
+        """
+        self.message(selector, "@cancel_deferred_remove")
+
     def rename(self, name: str, new: str, *, cookie: int = 0) -> DeviceInfo:
         """Give a device another name; the kernel finds it by its name only (`dev_rename()`).
 
