@@ -9,12 +9,14 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from dmcore_forks import Forks
 from dmsetup_script import FILES, KEYS, STEPS
 
+from dmcore.abi.dm import TableLine
 from dmcore.kernel.control import Control
 from dmcore.kernel.loop import LoopDevice
 
@@ -159,3 +161,108 @@ def test_one_script(loops, tmp_path):
             if one != other
         ]
     assert not differences, f"{len(differences)} differences\n" + "\n".join(differences)
+
+
+# What docs/reference/dmcore.md says of the differences.
+
+
+def dmcore(*words, stdin="", **environment):
+    environ = {key: value for key, value in os.environ.items() if key != "DM_DISABLE_UDEV"}
+    return subprocess.run(
+        [DMCORE, *words], input=stdin, capture_output=True, text=True, env={**environ, **environment}, timeout=60,
+        check=False,
+    )  # fmt: skip
+
+
+def test_nodes_are_made_where_no_udevd_does_and_go_by_every_name(control, name):
+    path = MAPPER / name
+    assert dmcore("create", name, "-u", f"U-{name}", "--table", "0 8 zero").returncode == 0
+    dev = control.info(name).dev
+    assert path.stat().st_rdev == dev.rdev
+    assert dmcore("remove", "-u", f"U-{name}").returncode == 0
+    assert not path.exists()
+    assert dmcore("create", name, "--table", "0 8 zero").returncode == 0
+    dev = control.info(name).dev
+    assert dmcore("remove", "-j", str(dev.major), "-m", str(dev.minor)).returncode == 0
+    assert not path.exists()
+
+
+def test_odd_names_do_not_stop_the_others(control, name):
+    control.create(f"{name} odd")
+    control.create(f"{name}-plain")
+    shown = dmcore("ls")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert f"{name} odd\t" in shown.stdout
+    assert f"{name}-plain\t" in shown.stdout
+
+
+def test_a_device_on_itself_is_refused(control, name):
+    assert dmcore("create", name, "--table", "0 8 zero").returncode == 0
+    refused = dmcore("load", name, "--table", f"0 8 linear {MAPPER / name} 0")
+    assert refused.returncode == 1
+    assert "stand on itself" in refused.stderr
+    assert not control.info(name).inactive
+
+
+def test_a_message_to_nobody_fails(control, name):
+    control.create(name)
+    sent = dmcore("message", name, "0", "hello")
+    assert sent.returncode == 1
+    assert "Invalid argument" in sent.stderr
+
+
+def test_a_number_that_cannot_be_makes_nothing(control, name):
+    assert dmcore("create", name, "-j", "0", "-m", "9", "--table", "0 8 zero").returncode == 1
+    assert not control.exists(name)
+
+
+def test_the_kernels_reason_is_told(control, name):
+    refused = dmcore("create", name, "--table", "0 8 linear /dev/nonexistent 0")
+    lines = refused.stderr.splitlines()
+    assert lines[0].startswith(f"device-mapper: reload ioctl on {name} (")
+    assert lines[-1] == "Command failed."
+    assert any(line.startswith("  kernel: ") and "Device lookup failed" in line for line in lines)
+    assert not control.exists(name)
+
+
+def test_verbose_needs_no_word(control, name):
+    control.create(name)
+    for option in ("--verbose", "--verbose=1", "-v"):
+        assert dmcore(option, "info", name).stdout.startswith("Name: ")
+
+
+def test_all_columns(control, name):
+    control.create(name)
+    shown = dmcore("info", "-c", "-o", "all", name)
+    assert shown.returncode == 0 or "block device name" in shown.stderr
+    control.load(name, [TableLine(0, 8, "zero")])
+    shown = dmcore("info", "-c", "-o", "all", name)
+    assert shown.stdout.split()[0] == "Name"
+    assert len(shown.stdout.splitlines()) == 2
+
+
+def test_keys_are_not_in_errors():
+    shown = dmcore("create", "--concise", "x,,,0 8 crypt aes-xts-plain64 " + "ab" * 32)
+    assert shown.returncode == 1
+    assert "abab" not in shown.stderr + shown.stdout
+
+
+def test_stats_says_what_to_do():
+    shown = dmcore("stats", "list")
+    assert shown.returncode == 1
+    assert "dmstats" in shown.stderr
+
+
+def test_start_is_not_much_more_than_pythons():
+    """In the same minute, the best of five: what we import costs less than four starts of Python with its own modules."""
+
+    def best(*words):
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            subprocess.run(words, stdout=subprocess.DEVNULL, check=True, timeout=60)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    base = best(sys.executable, "-c", "import dataclasses, enum, pathlib, re, typing")
+    assert best(DMCORE, "version") < 4 * base

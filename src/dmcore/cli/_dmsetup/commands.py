@@ -124,14 +124,15 @@ others:  -v, --verbose   -y, --yes   -h, --help   --version   --noopencount
 """
 
 
-def usage() -> str:
-    """Return the help: the verbs, their options, and the commands of our own."""
+def usage(*, ours: bool = True) -> str:
+    """Return the help: the verbs, their options, and with `ours` the commands that dmsetup does not have."""
     from dmcore.cli import command_names, summary  # noqa: PLC0415 - it imports us
 
     rows = [(f"{entry.name} {entry.words}".rstrip(), entry.about) for entry in VERBS.values()]
     verbs = "".join(f"  {left:<38} {right}\n" for left, right in rows)
-    ours = "".join(f"  {f'{name} --help':<38} {summary(name)}\n" for name in command_names())
-    more = f"\nBeyond dmsetup:\n{ours}" if ours else ""
+    names = command_names() if ours else ()
+    beyond = "".join(f"  {f'{name} --help':<38} {summary(name)}\n" for name in names)
+    more = f"\nBeyond dmsetup:\n{beyond}" if beyond else ""
     return f"{_HEAD}\n{verbs}{more}{_OPTIONS}"
 
 
