@@ -172,6 +172,8 @@ class ImageIds:
 
     def _current(self, block: int) -> int:
         value = self._hashes.get(block)
+        if value is None and self._log.base is None:
+            return 0
         if value is None:
             value = block_hash(block, self._log.read_base(block * self.block_size, self.block_size))
             self._hashes[block] = value

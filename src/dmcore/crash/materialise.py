@@ -31,7 +31,7 @@ __all__ = ["Image", "Scratch", "write_image"]
 
 _CHUNK = 1 << 20
 _GRAIN = 4096
-_COMPARE = 1 << 16
+_COMPARE, _PART = 1 << 18, 1 << 15
 
 
 class _Saved(NamedTuple):
@@ -326,9 +326,13 @@ class Scratch:
                 stop = min(at + _COMPARE, end)
                 if same(at, stop - at):
                     continue
-                for block in range(at, stop, _GRAIN):
-                    if not same(block, min(_GRAIN, stop - block)):
-                        yield block // _GRAIN
+                for part in range(at, stop, _PART):
+                    end_of_part = min(part + _PART, stop)
+                    if same(part, end_of_part - part):
+                        continue
+                    for block in range(part, end_of_part, _GRAIN):
+                        if not same(block, min(_GRAIN, end_of_part - block)):
+                            yield block // _GRAIN
 
     def untouched(self) -> None:
         """Say that nobody has written since the last `restore`."""
