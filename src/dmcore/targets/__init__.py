@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dmcore.targets.crypt import Crypt as Crypt
     from dmcore.targets.delay import Delay as Delay
     from dmcore.targets.dust import Dust as Dust
+    from dmcore.targets.ebs import Ebs as Ebs
     from dmcore.targets.era import Era as Era
     from dmcore.targets.error import Error as Error
     from dmcore.targets.flakey import Flakey as Flakey
@@ -38,9 +39,11 @@ if TYPE_CHECKING:
     from dmcore.targets.thin import Thin as Thin
     from dmcore.targets.thin_pool import ThinPool as ThinPool
     from dmcore.targets.unstriped import Unstriped as Unstriped
+    from dmcore.targets.vdo import Vdo as Vdo
     from dmcore.targets.verity import Verity as Verity
     from dmcore.targets.writecache import Writecache as Writecache
     from dmcore.targets.zero import Zero as Zero
+    from dmcore.targets.zoned import Zoned as Zoned
 
 
 @cache
