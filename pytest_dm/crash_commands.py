@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -231,9 +232,14 @@ def _replayed(arguments: argparse.Namespace) -> int:
         return _FOUND
 
 
+def _terminated(_number: int, _frame: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
 def _explore(arguments: argparse.Namespace) -> int:
     from dmcore.crash.report import failure  # noqa: PLC0415 - each command brings its own
 
+    before = signal.signal(signal.SIGTERM, _terminated)  # so that images are removed
     try:
         return _explored(arguments)
     except (DmError, OSError) as error:
@@ -242,6 +248,8 @@ def _explore(arguments: argparse.Namespace) -> int:
         _save(arguments.json, failure(arguments.log, reason))
         sys.stderr.write(f"pytest-dm: {reason}\n")
         return _FAILED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _explored(arguments: argparse.Namespace) -> int:
