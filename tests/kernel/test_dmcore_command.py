@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from dmcore_forks import Forks
-from dmsetup_script import FILES, KEYS, STEPS
+from dmsetup_script import FILES, KEYS, lines
 
 from dmcore.abi.dm import TableLine
 from dmcore.kernel.control import Control
@@ -118,8 +118,10 @@ def play(command, loops, folder):
     for name, text in FILES.items():
         (folder / name).write_text(text.format(**environment))
     results = []
+    with Control() as control:
+        newest = control.version() >= (4, 50, 0)
     with Forks(environment) as forks:
-        for line in filter(None, STEPS.splitlines()):
+        for line in lines(formats=newest):
             plain = calls(line) if command == DMCORE else None
             if plain:
                 out, status, err = plainly(plain, forks, environment, folder)
