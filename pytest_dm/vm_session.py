@@ -127,11 +127,13 @@ class VmSession:
             raise pytest.UsageError(str(error)) from error
 
     def _choose_kernels(self) -> None:
-        from dmvm import machine, store  # noqa: PLC0415 - only a session in guests pays for it
+        from dmvm import machine, qemu, store  # noqa: PLC0415 - only a session in guests pays for it
 
         chosen: list[str] = []
         for asked in self.options.kernels or (None,):
             kind, name = machine.choose(self.options.vm or "auto", asked)
+            if kind == "qemu":
+                qemu.binary()
             store.ensure(name, progress=self._say)
             chosen.append(name)
             self.machines[name] = kind

@@ -1,4 +1,7 @@
-"""With PYTEST_DM_AGREE=1 in the environment every dm device that a test removes is first held against dmsetup."""
+"""With PYTEST_DM_AGREE in the environment every dm device that a test removes is first held against dmsetup.
+
+Its value is the start of the releases of the kernels on which that is done, such as "7.2", or "all".
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-_ENABLED = os.environ.get("PYTEST_DM_AGREE") == "1"
+_WHERE = os.environ.get("PYTEST_DM_AGREE", "")
+_ENABLED = bool(_WHERE) and (_WHERE == "all" or os.uname().release.startswith(_WHERE))
 _COMPARED = "dm_devices_compared"
 
 if _ENABLED:
@@ -33,7 +37,7 @@ if _ENABLED:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not _ENABLED or hasattr(terminalreporter.config, "workerinput"):
+    if not _WHERE or hasattr(terminalreporter.config, "workerinput"):
         return
     reports = [
         report

@@ -77,11 +77,14 @@ def theirs(dev: DevT) -> dict[str, object]:
         ",".join(_INFO),
         *where,
     )
+    told = tuple(info.rstrip("\n").split(_BETWEEN))
     deps = dmsetup("deps", "-o", "devno", *where).partition(":")[2]
     return {
-        "info": tuple(info.rstrip("\n").split(_BETWEEN)),
+        "info": told,
         "table": _lines(dmsetup("table", "--showkeys", *where)),
-        "inactive table": _lines(dmsetup("table", "--showkeys", "--inactive", *where)),
+        "inactive table": _lines(dmsetup("table", "--showkeys", "--inactive", *where))
+        if "I" in told[-1]
+        else [],
         "status": _lines(dmsetup("status", "--noflush", *where)),
         "deps": [
             DevT(*map(int, pair.split(",")))

@@ -354,6 +354,15 @@ def test_an_unknown_kernel_is_one_clear_line(session: Session) -> None:
     session.assert_nothing_left()
 
 
+def test_without_qemu_one_line_says_what_to_install(session: Session) -> None:
+    session.write("test_one.py", "def test_one():\n    pass\n")
+    out = session.run("--dm-vm=qemu", "test_one.py", env={"PATH": str(session.folder)})
+    assert session.status == 4, out
+    (line,) = [line for line in out.splitlines() if "qemu-system" in line]
+    assert "apt-get install" in line
+    session.assert_nothing_left()
+
+
 def test_a_debugger_needs_a_terminal(session: Session) -> None:
     session.write("test_x.py", "def test_x(): ...\n")
     out = session.run("--dm-vm", "--pdb", "test_x.py")
