@@ -242,6 +242,9 @@ def _explore(arguments: argparse.Namespace) -> int:
     before = signal.signal(signal.SIGTERM, _terminated)  # so that images are removed
     try:
         return _explored(arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("\npytest-dm: interrupted\n")
+        return 128 + signal.SIGINT
     except (DmError, OSError) as error:
         where = f"{arguments.log}: " if not isinstance(error, SpecError | OSError) else ""
         reason = f"{where}{error}"
