@@ -13,7 +13,11 @@ TEST_PACKAGES = $(DEMO_PACKAGES) $(QEMU_PACKAGES) dmsetup cryptsetup-bin xfsprog
 
 KERNEL_TESTS = $(BIN)/pytest tests examples -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-require --dm-timeout=280
 
-.PHONY: demo test test-host test-kernels test-agree test-kills test-qemu test-wheel lint bench clean
+# Generated tables of every target: how many of each, and with how many changed lines, the campaign tries on each kernel.
+EXAMPLES ?= 500
+TARGET ?=
+
+.PHONY: campaign demo test test-host test-kernels test-agree test-kills test-qemu test-wheel lint bench clean
 
 demo: $(VENV)/.demo-$(VM)
 	$(BIN)/pytest examples --dm-vm=$(VM)
@@ -42,6 +46,10 @@ test-agree: $(VENV)/.test
 test-kills: $(VENV)/.test
 	$(BIN)/pytest-dm vm run --kernel uml-7.2 -- $(BIN)/python tests/tools/kill_builds.py 200
 	$(BIN)/pytest-dm vm run --kernel uml-6.12 -- $(BIN)/python tests/tools/kill_builds.py 200 --udevd
+
+# What the kernel prints for generated tables, and which it takes, against the library: hours, or minutes with TARGET=flakey.
+campaign: $(VENV)/.test
+	PYTEST_DM_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/targets/test_conformance.py -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-timeout=3600 -k "$(if $(TARGET),$(TARGET),test)"
 
 test-qemu: $(VENV)/.test
 	$(BIN)/pytest examples tests/kernel/test_dmsetup_agrees.py -m dm --dm-vm=qemu --dm-kernel=debian-6.1 --dm-kernel=debian-6.12 --dm-require --dm-timeout=280

@@ -37,6 +37,8 @@ each = pytest.mark.parametrize("kind", targets().values(), ids=targets())
 # zoned and vdo want devices that tools formatted which no distribution at hand has: text only.
 PRINTED = {name: kind for name, kind in targets().items() if name not in {"integrity", "zoned", "vdo"}}
 each_printed = pytest.mark.parametrize("kind", PRINTED.values(), ids=PRINTED)
+CAMPAIGN = int(os.environ.get("PYTEST_DM_EXAMPLES", "0"))
+EXAMPLES = CAMPAIGN or 100
 kernel = settings(
     max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -167,7 +169,7 @@ def test_the_kernel_takes_every_value_and_prints_its_readback(lab, kind):
     _supported(lab, kind)
     with _ground(lab, kind) as below:
 
-        @kernel
+        @settings(kernel, max_examples=max(kernel.max_examples, CAMPAIGN))
         @given(_tables(kind, below.refs, lab.features))
         def check(table: Table) -> None:
             (line,) = table.encode(str)
@@ -182,8 +184,6 @@ def test_the_kernel_takes_every_value_and_prints_its_readback(lab, kind):
         check()
 
 
-EXAMPLES = int(os.environ.get("PYTEST_DM_EXAMPLES", "100"))
-
 NASTY = st.sampled_from([
     "0", "1", "2", "3", "+1", "-1", "01", "0x1", "1.5", "1e3", "x", "r", "W", "\\ 7", "7\\\n", "+", "255", "256",
     "512", "1000000000", "1000000001", "4294967295", "4294967296", "4294967297", "18446744073709551615",
@@ -192,9 +192,23 @@ NASTY = st.sampled_from([
 ])  # fmt: skip
 
 
+def _nudged(word: str, draw) -> str:
+    """Return a number's neighbour, one that wraps to it, or its words in the other case: what lies at the borders."""
+    if not word.isdecimal():
+        return word.swapcase()
+    number = int(word)
+    return str(
+        draw(
+            st.sampled_from(
+                [number + 1, max(number - 1, 0), 2 * number, number // 2, number + 2**16, number + 2**32]
+            )
+        )
+    )
+
+
 @st.composite
 def _almost(draw, tables) -> TableLine:
-    """Draw a valid line and change a few of its words, by nasty ones and by words of another valid line."""
+    """Draw a valid line and change a few of its words, by nasty ones, by their neighbours and by those of another line."""
     (line,) = draw(tables).encode(str)
     (other,) = draw(tables).encode(str)
     words = [quote(word) for word in split_words(line.params)]
@@ -202,7 +216,7 @@ def _almost(draw, tables) -> TableLine:
     wrong = NASTY | st.sampled_from(others) if others else NASTY
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(words)))
-        match draw(st.sampled_from(["insert", "replace", "delete", "repeat", "swap", "length"])):
+        match draw(st.sampled_from(["insert", "replace", "delete", "repeat", "swap", "nudge", "length"])):
             case "insert":
                 words.insert(at, draw(wrong))
             case "replace":
@@ -213,6 +227,10 @@ def _almost(draw, tables) -> TableLine:
                 words[at:at] = words[at : at + draw(st.integers(1, 3))]
             case "swap":
                 words[at : at + 2] = reversed(words[at : at + 2])
+            case "nudge":
+                words[at : at + 1] = [
+                    quote(_nudged(word, draw)) for word in split_words(" ".join(words[at : at + 1]))
+                ]
             case "length":
                 line = dataclasses.replace(line, length=draw(st.integers(1, 70)))
     return dataclasses.replace(line, params=draw(st.sampled_from([" ", "  ", "\t"])).join(words))
@@ -269,10 +287,10 @@ def test_kernel_and_library_accept_the_same_lines(lab, kind):
             assume(not _on_purpose(line, lab.features))
             assume(not below.later(line))
             library = _library_accepts(line, lab, below)
+            lab.control.clear(live.dev)  # what it holds cannot be prepared anew
             below.prepare(line)
             kernel_says = ["accepted"]
             with lab.empty() if below.fresh else contextlib.nullcontext(live.dev) as device:
-                lab.control.clear(device)
                 try:
                     lab.control.load(device, [line], readonly=kind.readonly)
                 except TableRejected as refused:

@@ -328,9 +328,7 @@ class Raid(Target):
     @classmethod
     def decode(cls, tokens: Tokens, lookup: Lookup) -> Self:
         """Read what `encode` writes, words in any order; words behind the devices are ignored."""
-        kind = tokens.word("a kind of raid set")
-        if kind not in set(RaidType):
-            raise tokens.error(f"a kind of raid set: {', '.join(RaidType)}", back=1)
+        kind = tokens.keyword(*RaidType)
         count = tokens.ranged("the number of words", 0, len(tokens))
         if not 1 <= count <= len(tokens):
             raise tokens.error("the chunk and words as many as announced")
