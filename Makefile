@@ -17,7 +17,7 @@ KERNEL_TESTS = $(BIN)/pytest tests examples -m dm --dm-vm=uml --dm-kernel=uml-6.
 EXAMPLES ?= 500
 TARGET ?=
 
-.PHONY: campaign demo test test-host test-kernels test-agree test-kills test-qemu test-wheel lint bench clean
+.PHONY: campaign demo test test-host test-kernels test-agree test-kills test-qemu test-wheel crash-campaign lint bench clean
 
 demo: $(VENV)/.demo-$(VM)
 	$(BIN)/pytest examples --dm-vm=$(VM)
@@ -52,7 +52,11 @@ campaign: $(VENV)/.test
 	PYTEST_DM_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/targets/test_conformance.py -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-timeout=3600 -k "$(if $(TARGET),$(TARGET),test)"
 
 test-qemu: $(VENV)/.test
-	$(BIN)/pytest examples tests/kernel/test_dmsetup_agrees.py -m dm --dm-vm=qemu --dm-kernel=debian-6.1 --dm-kernel=debian-6.12 --dm-require --dm-timeout=280
+	$(BIN)/pytest examples tests/kernel/test_dmsetup_agrees.py tests/crash/test_order.py -m dm --dm-vm=qemu --dm-kernel=debian-6.1 --dm-kernel=debian-6.12 --dm-require --dm-timeout=280
+
+# Long: every planted bug and every correct twin with ten seeds, more generated workloads, on every kernel.
+crash-campaign: $(VENV)/.test
+	PYTEST_DM_CRASH_SEEDS=10 PYTEST_DM_CRASH_EXAMPLES=100 $(BIN)/pytest tests/crash -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-timeout=3600
 
 test-wheel: $(VENV)/.test
 	$(BIN)/python tests/tools/check_wheel.py

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_dm.devices.mount import Mount
     from pytest_dm.factory import Dm, Size
 
-__all__ = ["DONE", "START", "CrashDisk", "Recording", "record"]
+__all__ = ["DONE", "START", "CrashDisk", "Recording", "record", "record_mount"]
 
 START = "start:"
 DONE = "done:"
@@ -221,6 +221,25 @@ def record(
     finally:
         if disk.trace is not None:
             disk.trace.close()
+
+
+def record_mount(dm: Dm, image: Path, filesystem: str, mount_options: str, *, block_size: int) -> Path:
+    """Record what a mount of an image and the unmount after it write; return the log, which goes with `dm`.
+
+    Raises:
+        IoctlError: It cannot be mounted.
+        DmError: The log is not whole.
+    """
+    size = image.stat().st_size
+    lower = dm.loop(size, block_size=block_size, label="crash-disk")
+    copy_used(image, lower.backing)
+    log = dm.loop(max(4 * size, _LEAST_LOG), block_size=block_size, label="crash-log")
+    device = dm.log_writes(lower, log)
+    # Xfs mounts no two of the same uuid, and the recorded one may still be mounted.
+    options = ",".join(filter(None, (mount_options, "nouuid" if filesystem == "xfs" else "")))
+    dm.mount(device, fs=filesystem, options=options).unmount()
+    disk = CrashDisk(device, filesystem, block_size)
+    return _close(disk, lower, log, image, mount_options).log
 
 
 def _refuse_dax(mounted: Mount) -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -21,10 +22,12 @@ from dmcore.crash.tester import Tester
 from dmcore.crash.words import say
 from dmcore.errors import DmError, SpecError
 from pytest_dm.crash import failure, recording
-from pytest_dm.crash.checking import Checked, State
+from pytest_dm.crash.checking import Checked
+from pytest_dm.crash.checking import State as CheckedState
 from pytest_dm.crash.failure import CrashFailure
 from pytest_dm.crash.isolate import Outcome
 from pytest_dm.crash.keep import keep, load
+from pytest_dm.crash.recovery import Again, chosen, recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
     from dmcore.crash.checkers import CrashState
     from dmcore.crash.epochs import Timeline, Times
+    from dmcore.crash.states import State
     from pytest_dm.crash.failure import Case
     from pytest_dm.crash.recording import CrashDisk, Recording
     from pytest_dm.factory import Dm, Size
@@ -43,6 +47,7 @@ __all__ = ["DmCrash"]
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 _SECONDS = 30.0
 _FINDINGS = 50
+_RECOVERY_STATES = 100
 _CHECK_SECONDS = 30.0
 
 
@@ -89,6 +94,14 @@ class DmCrash:
         self._disk: CrashDisk | None = None
         self.recording: Recording | None = None
         self.results: list[dict[str, Any]] = []
+
+    @contextmanager
+    def scope(self) -> Generator[DmCrash]:
+        """Give a fresh one whose devices go at the end of the block, for use under hypothesis' `@given`."""
+        with self._dm.scope() as dm:
+            inner = DmCrash(dm, self._nodeid, self._options, artifacts=self._artifacts, shown=self._shown)
+            inner.results = self.results
+            yield inner
 
     @contextmanager
     def record(
@@ -186,11 +199,16 @@ class DmCrash:
         seed: int = 0,
         torn: int | None = None,
         timeout: float = _CHECK_SECONDS,
+        recovery: int = 0,
     ) -> Exploration:
         """Fail the test if a state is not sound: with the smallest proof of each kind of failure, in words.
 
         Arguments are those of `explore`. With `--dm-crash-state=ID` only that state is visited, and `check` runs in the
         test's own process, where a debugger reaches it.
+
+        Args:
+            recovery: From so many states the recovery is recorded in turn, and a power cut during it explored, too; these
+                states have ids like `e12:5/e0:1`.
 
         Raises:
             CrashFailure: With the report.
@@ -208,11 +226,45 @@ class DmCrash:
                 cases = self._cases(log, found, made)
             finally:
                 made.close()
-        self._tell(found, cases)
+            self._tell(found, cases)
+            for state in chosen(line, recovery, found.seed) if self._recorded().filesystem else ():
+                cases += self._recovery(log, line, state, check=check, timeout=timeout, torn=torn)
         if cases:
             text = failure.render(cases, failure.summary(found), self._kept(cases), self._notes(found))
             raise CrashFailure(text, cases, found)
         return found
+
+    def _recovery(
+        self,
+        log: CrashLog,
+        line: Timeline,
+        state: State,
+        *,
+        check: Callable[[Any], object] | None,
+        timeout: float,
+        torn: int | None,
+    ) -> list[Case]:
+        """Explore a power cut during the recovery from a state; return the failures."""
+        outer, folder = self._recorded(), self._dm.runtime.folder
+        marks = line.epochs[state.epoch].marks
+        made = Again(self._dm.runtime, outer, check, timeout)
+        made.outer, made.acknowledged, made.started = str(state), log.acknowledged(marks), log.started(marks)
+        with recorded(self._dm, outer, log, line, state) as inner:
+            try:
+                found = explore(
+                    inner, level=Level.L1, filesystem=made.mounted, checker=lambda: made, max_states=_RECOVERY_STATES,
+                    stop_after=_FINDINGS, torn=torn, first=0, workers=0, folder=folder,
+                )  # fmt: skip
+                cases = [failure.case(inner, found, proof, None) for proof in found.proofs]
+            finally:
+                made.close()  # its process has the loop devices open that go now
+        cases = [
+            replace(one, state=f"{state}/{one.state}", reason=f"{one.reason}\n  (a second power cut, during the recovery from {state})",
+                    acknowledged=made.acknowledged, started=made.started)
+            for one in cases
+        ]  # fmt: skip
+        self._tell(found, cases, f"recovery from {state}: ")
+        return cases
 
     def _kept(self, cases: Sequence[Case]) -> str:
         """Keep the recording of a failed check; return how to see one of its states again."""
@@ -233,9 +285,9 @@ class DmCrash:
             notes.append("L3 is a disk that ignores flushes, which is not what disks may do")
         return notes
 
-    def _tell(self, found: Exploration, cases: Sequence[Case] = ()) -> None:
+    def _tell(self, found: Exploration, cases: Sequence[Case] = (), what: str = "") -> None:
         """Print the numbers, which pytest shows with a failure or -rP, and keep them for the session's report."""
-        numbers = failure.summary(found)
+        numbers = what + failure.summary(found)
         sys.stdout.write(f"dm_crash: {numbers}\n")
         notes = self._notes(found)
         for note in notes:
@@ -372,7 +424,7 @@ class _Here:
 
     def __call__(self, state: CrashState, /) -> Problem | None:
         __tracebackhide__ = True
-        answer = self._function(State.of(state))
+        answer = self._function(CheckedState.of(state))
         if answer is None or answer is True:
             return None
         return Problem("check", "the check returned False" if answer is False else str(answer))

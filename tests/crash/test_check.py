@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from crash_programs import newest_only
 
 from dmcore.errors import DmError, SpecError
 from pytest_dm import oracles
@@ -51,15 +52,18 @@ def record_files(dm_crash, filesystem, *, durable, count=2):
 
 
 @pytest.mark.parametrize("filesystem", ["ext4", "xfs", "btrfs"])
-def test_a_file_is_replaced_as_it_should_be(dm_crash, filesystem):
+def test_a_file_is_replaced_as_it_should_be(dm_crash, dm_backend, filesystem):
+    newest_only(dm_backend)
     history = record_files(dm_crash, filesystem, durable=True)
-    found = dm_crash.check(oracles.Files(history), torn=0, max_seconds=8)
+    found = dm_crash.check(oracles.Files(history), torn=0, max_states=60)
     assert found.findings == []
     assert found.checked > 5
 
 
 @pytest.mark.parametrize("filesystem", ["ext4", "xfs", "btrfs"])
-def test_a_rename_without_fsync(dm_crash, filesystem):
+def test_a_rename_without_fsync(dm_crash, dm_backend, filesystem):
+    if filesystem != "ext4":
+        newest_only(dm_backend)
     history = record_files(dm_crash, filesystem, durable=False)
     with pytest.raises(CrashFailure) as caught:
         dm_crash.check(oracles.Files(history), torn=0)
@@ -260,3 +264,22 @@ def test_what_the_page_is_told(recorded):
     assert "<svg" in html
     assert "http" not in html
     assert "<script" not in html
+
+
+@pytest.mark.dm(timeout=300)
+@pytest.mark.parametrize("filesystem", ["ext4", "xfs", "btrfs"])
+def test_a_power_cut_during_recovery(dm_crash, dm_backend, filesystem):
+    newest_only(dm_backend)
+    history = record_files(dm_crash, filesystem, durable=True)
+    dm_crash.check(oracles.Files(history), torn=0, max_states=10, recovery=2)
+    recoveries = [
+        result["numbers"] for result in dm_crash.results if result["numbers"].startswith("recovery from e")
+    ]
+    assert len(recoveries) == 2
+    assert "0 fail" in recoveries[0]
+
+
+def test_a_failure_during_recovery_says_so(dm_crash):
+    record_files(dm_crash, "ext4", durable=True)
+    with pytest.raises(CrashFailure, match="a second power cut, during the recovery from e"):
+        dm_crash.check(lambda state: "/" not in state.id, torn=0, max_states=10, recovery=2)

@@ -1,0 +1,26 @@
+"""Planted bugs are found and told apart; correct programs are silent."""
+
+from __future__ import annotations
+
+import pytest
+from crash_programs import PROGRAMS, SEEDS, newest_only
+
+EVERYWHERE = ("replace", "replace-no-folder", "sqlite-delete-off", "sqlite-wal-full", "wal-no-checksum")
+"""What runs on every kernel; the rest where the guest is the newest, or in a campaign (`make crash-campaign`)."""
+STATES = 80 if SEEDS == 1 else 1000
+
+
+@pytest.mark.dm(timeout=120 + 60 * SEEDS)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_a_power_cut_does_to(dm_crash, dm_backend, name):
+    if name not in EVERYWHERE:
+        newest_only(dm_backend)
+    program = PROGRAMS[name]
+    oracle = program.record(dm_crash)
+    for seed in range(SEEDS):
+        enough = 20 if len(program.must) == 1 and not program.may else None
+        found = dm_crash.explore(oracle, seed=seed, max_states=STATES, max_seconds=60, max_findings=enough)
+        kinds = {finding.problem.kind for finding in found.findings}
+        reasons = {finding.problem for finding in found.findings}
+        assert kinds <= program.must | program.may, reasons
+        assert program.must <= kinds, reasons
