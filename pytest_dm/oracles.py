@@ -169,7 +169,8 @@ class History:
                     continue
                 raise Corrupt(f"{key!r} {have}, a value of an operation that had not begun")
             among = ", ".join(say(operation.value) for operation in allowed) or "nothing"
-            raise Corrupt(f"{key!r} is {say(value)}, which it never was; it may be {among}")
+            where = _difference(value, [operation.value for operation in allowed])
+            raise Corrupt(f"{key!r} is {say(value)}, which it never was; it may be {among}{where}")
         if lost is not None:
             raise lost
 
@@ -179,6 +180,22 @@ def _say(value: object) -> str:
         return f"{len(value)} bytes beginning {value[:16]!r}"
     text = "not there" if value is None else repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _difference(value: object, allowed: Sequence[object]) -> str:
+    """Return from which byte on a value is not the allowed one it is most like; "" where there are no bytes."""
+    reach = -1
+    if isinstance(value, bytes):
+        for other in allowed:
+            if isinstance(other, bytes):
+                pairs = zip(value, other, strict=False)
+                same = next(
+                    (at for at, (one, two) in enumerate(pairs) if one != two), min(len(value), len(other))
+                )
+                reach = max(reach, same)
+        if reach >= 0:
+            return f"; they differ from byte {reach} on, where it has {value[reach : reach + 8]!r}"
+    return ""
 
 
 def _root(state: Recovered) -> Path:
