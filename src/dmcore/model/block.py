@@ -1,0 +1,165 @@
+"""BlockDevice: what a model stands on and what it offers. Requests in 512-byte sectors, faults as OSError.
+
+A request is one bio of the kernel: data for all of its sectors, and one outcome. It may have been served in part when it
+fails, exactly as in the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, NamedTuple
+
+from dmcore.errors import DmError
+from dmcore.units import SECTOR
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Self
+
+__all__ = [
+    "FUA",
+    "META",
+    "PREFLUSH",
+    "RAHEAD",
+    "SYNC",
+    "ZERO_PAGE",
+    "BlockDevice",
+    "Piece",
+    "Suspended",
+    "fault",
+    "pieces",
+    "zeros",
+]
+
+SYNC = 1 << 11
+"""A request somebody waits for (REQ_SYNC): every read and every direct write."""
+META = 1 << 12
+"""Metadata of a file system (REQ_META)."""
+FUA = 1 << 17
+"""A write that is durable when it completes (REQ_FUA)."""
+PREFLUSH = 1 << 18
+"""Earlier completed writes are durable before this write (REQ_PREFLUSH)."""
+RAHEAD = 1 << 19
+"""Read-ahead, which may fail at any time (REQ_RAHEAD)."""
+
+ZERO_PAGE = 1 << 16
+"""Bytes of zeros that are kept at hand."""
+_ZEROS = memoryview(bytes(ZERO_PAGE))
+
+
+class Suspended(DmError):
+    """I/O to a suspended device: the kernel would hold it back until somebody resumes the device."""
+
+
+def fault(number: int) -> OSError:
+    """Return the error that a failed request raises: errno `number`."""
+    return OSError(number, os.strerror(number))
+
+
+def zeros(length: int) -> memoryview:
+    """Return `length` bytes of zeros, read-only; at most `ZERO_PAGE` of them cost nothing."""
+    return _ZEROS[:length] if length <= ZERO_PAGE else memoryview(bytes(length))
+
+
+class Piece(NamedTuple):
+    """A part of a request: `length` sectors from `sector`, which lie at `data` in the bytes of the request."""
+
+    sector: int
+    length: int
+    data: slice
+
+
+def pieces(sector: int, count: int, boundary: int) -> Iterator[Piece]:
+    """Cut a request at every multiple of `boundary` sectors (0: nowhere)."""
+    if not boundary:
+        yield Piece(sector, count, slice(None))
+        return
+    end, first = sector + count, sector
+    while sector < end:
+        step = min(end - sector, boundary - sector % boundary)
+        at = (sector - first) * SECTOR
+        yield Piece(sector, step, slice(at, at + step * SECTOR))
+        sector += step
+
+
+class BlockDevice(ABC):
+    """A disk. Callers give whole logical blocks that lie on the disk: a `Volume` checks, and a dm table is checked.
+
+    Attributes:
+        sectors: Size in 512-byte sectors.
+        block_size: Logical block size in bytes: 512..65536, a power of two.
+        word: What a table and a status text call it: "7:0" for a kernel's device, a name or path otherwise.
+    """
+
+    sectors: int
+    block_size: int = SECTOR
+    word: str = ""
+
+    @property
+    def discards(self) -> bool:
+        """Whether it takes discards; where not, they fail with EOPNOTSUPP."""
+        return False
+
+    @property
+    def discard_granularity(self) -> int:
+        """Bytes of the smallest range a discard can free (0: it takes none)."""
+        return self.block_size if self.discards else 0
+
+    @property
+    def zeroes_natively(self) -> bool:
+        """Whether `write_zeroes` is an operation of its own; where not, zeros are written."""
+        return False
+
+    @abstractmethod
+    def readinto(self, sector: int, buffer: memoryview, flags: int = SYNC) -> None:
+        """Fill `buffer`, which is writable bytes, from `sector` on.
+
+        Raises:
+            OSError: What a read(2) would get; the buffer's content is undefined.
+        """
+
+    @abstractmethod
+    def write(self, sector: int, data: memoryview, flags: int = SYNC) -> None:
+        """Write `data` from `sector` on; with `FUA` it is durable on return.
+
+        Raises:
+            OSError: What a write(2) would get; a part of the data may have been written.
+        """
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Make every write that has returned durable."""
+
+    def discard(self, sector: int, count: int) -> None:
+        """Forget `count` sectors; what they read afterwards is the device's affair."""
+        del sector, count
+        raise fault(errno.EOPNOTSUPP)
+
+    def write_zeroes(self, sector: int, count: int) -> None:
+        """Zero `count` sectors."""
+        for piece in pieces(sector, count, ZERO_PAGE // SECTOR):
+            self.write(piece.sector, zeros(piece.length * SECTOR))
+
+    def read(self, sector: int, count: int) -> bytearray:
+        """Return `count` sectors."""
+        data = bytearray(count * SECTOR)
+        self.readinto(sector, memoryview(data))
+        return data
+
+    def data_extents(self) -> Iterable[tuple[int, int]]:
+        """Yield `(sector, count)` of all that may hold something else than zeros, in order."""
+        return [(0, self.sectors)]
+
+    def close(self) -> None:
+        """Let go of what it holds; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.word or '?'}: {self.sectors} sectors>"

@@ -1,0 +1,412 @@
+"""ModelDevice: a dm device in userspace. Tables come and go under it; requests are cut as the kernel cuts them.
+
+Sources: drivers/md/dm.c (dm_split_and_process_bio, __send_empty_flush, dm_suspend, dm_resume), drivers/md/dm-table.c
+(dm_calculate_queue_limits, dm_table_supports_discards), drivers/md/dm-ioctl.c for the life of tables.
+"""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_right
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from dmcore.errors import DmError, SpecError
+from dmcore.model.block import PREFLUSH, SYNC, BlockDevice, Suspended, fault, pieces
+from dmcore.model.clock import Clock
+from dmcore.model.registry import build
+from dmcore.model.target import Context, ModelTarget
+from dmcore.params import split_words
+from dmcore.target import NO_FEATURES
+from dmcore.units import SECTOR
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dmcore.ref import Ref
+    from dmcore.table import Line, Table
+    from dmcore.target import Features, Message, R, Status
+
+__all__ = ["Live", "ModelDevice"]
+
+
+@dataclass(slots=True)
+class Live:
+    """A loaded table: its lines and their models, in order."""
+
+    table: Table
+    targets: list[ModelTarget[Any]]
+    starts: list[int]
+    readonly: bool
+
+    @property
+    def discards(self) -> bool:
+        """Whether every line takes discards."""
+        return all(target.discards for target in self.targets)
+
+    def close(self) -> None:
+        """Destroy every line, newest first, also past failures."""
+        failed: list[Exception] = []
+        for target in reversed(self.targets):
+            try:
+                target.close()
+            except (OSError, DmError) as error:
+                failed.append(error)
+        if failed:
+            message = "destroying a table"
+            raise ExceptionGroup(message, failed)
+
+
+class ModelDevice(BlockDevice):
+    """A dm device: created without a table, loaded, resumed, suspended, reloaded.
+
+    Args:
+        open: Gives the disk for a device that a table names; OSError or SpecError if there is none.
+        clock: The time of the stack; by default one of its own.
+        features: The kernel to behave as, where kernels differ.
+        word: Its name in the tables above it.
+        seed: For targets that act by chance.
+    """
+
+    def __init__(
+        self,
+        open: Callable[[Ref], BlockDevice],  # noqa: A002 - what it does
+        *,
+        clock: Clock | None = None,
+        features: Features = NO_FEATURES,
+        word: str = "",
+        seed: int = 0,
+    ) -> None:
+        self.word = word
+        self.clock = clock or Clock()
+        self.features = features
+        self.sectors = 0
+        self.suspended = False
+        self.event_nr = 0
+        self._open = open
+        self._random = Random(seed)  # noqa: S311 - chance that repeats
+        self._live: Live | None = None
+        self._staged: Live | None = None
+
+    # -- the life of tables ------------------------------------------------------------------------------------------
+
+    def load(self, table: Table, *, readonly: bool = False) -> None:
+        """Stage a table, in place of one staged before; nothing changes for I/O until `resume`.
+
+        Raises:
+            OSError, SpecError, FormatError: A line was refused; nothing is staged then, and nothing of it is left.
+            Unsupported: A target without a model.
+        """
+        staged = self._build(table, readonly=readonly or table.readonly)
+        if self._live is None:
+            try:
+                _check_areas(staged)
+            except SpecError:
+                staged.close()
+                raise
+        self.clear()
+        self._staged = staged
+
+    def _build(self, table: Table, *, readonly: bool) -> Live:
+        below = [self._open(ref) for ref in table.refs()]
+        block_size = max((device.block_size for device in below), default=SECTOR)
+        _check_alignment(table, block_size)
+        made: list[ModelTarget[Any]] = []
+        live = Live(table, made, [line.start for line in table.lines], readonly)
+        try:
+            for line in table.lines:
+                made.append(build(line.target, self._context(line, block_size, readonly=readonly)))
+        except BaseException:
+            with suppress(ExceptionGroup):
+                live.close()
+            raise
+        return live
+
+    def _context(self, line: Line, block_size: int, *, readonly: bool) -> Context:
+        return Context(
+            start=line.start,
+            length=line.length,
+            block_size=block_size,
+            open=self._open,
+            clock=self.clock,
+            features=self.features,
+            event=self._event,
+            random=self._random,
+            readonly=readonly,
+        )
+
+    def _event(self) -> None:
+        self.event_nr += 1
+
+    def clear(self) -> None:
+        """Drop the staged table, if there is one."""
+        staged, self._staged = self._staged, None
+        if staged is not None:
+            staged.close()
+
+    def suspend(self) -> None:
+        """Hold I/O back; a suspended device stays so."""
+        if self.suspended:
+            return
+        self.suspended = True
+        for target in self._targets:
+            target.presuspend()
+        for target in self._targets:
+            target.postsuspend()
+
+    def resume(self) -> None:
+        """Make the staged table live, if there is one, and let I/O go on.
+
+        Raises:
+            OSError: EINVAL for a device without any table; what a target's preresume says. The device stays suspended.
+            SpecError: A reloaded table does not fit on what is below (EINVAL in the kernel, at this late time as well):
+                it is dropped, the device stays suspended with its old table.
+        """
+        if self._staged is not None:
+            self.suspend()
+            try:
+                _check_areas(self._staged)
+            except SpecError:
+                self.clear()
+                raise
+            old, self._live, self._staged = self._live, self._staged, None
+            self.sectors = self._live.table.length
+            self.block_size = max(
+                (device.block_size for target in self._live.targets for device in target.lower),
+                default=SECTOR,
+            )
+            if old is not None:
+                old.close()
+        elif not self.suspended:
+            return
+        if self._live is None:
+            raise fault(errno.EINVAL)
+        for target in self._live.targets:
+            target.preresume()
+        self.suspended = False
+        for target in self._live.targets:
+            target.resume()
+
+    @property
+    def _targets(self) -> list[ModelTarget[Any]]:
+        return self._live.targets if self._live else []
+
+    @property
+    def table(self) -> Table | None:
+        """The live table as it was loaded."""
+        return self._live.table if self._live else None
+
+    @property
+    def targets(self) -> tuple[ModelTarget[Any], ...]:
+        """The models of the live table's lines."""
+        return tuple(self._targets)
+
+    @property
+    def readonly(self) -> bool:
+        """Whether the live table was loaded read-only: writes fail with EPERM."""
+        return self._live is not None and self._live.readonly
+
+    # -- what it says ------------------------------------------------------------------------------------------------
+
+    def table_text(self) -> str:
+        """Return the live table as `dmsetup table` prints it; "" without one."""
+        return self._text(ModelTarget[Any].params)
+
+    def status_text(self) -> str:
+        """Return the status as `dmsetup status` prints it; "" without a table."""
+        return self._text(ModelTarget[Any].status)
+
+    def _text(self, say: Callable[[ModelTarget[Any]], str]) -> str:
+        lines = zip(self._live.table.lines if self._live else (), self._targets, strict=True)
+        return "\n".join(
+            f"{line.start} {line.length} {line.target.kernel_type} {say(target)}".rstrip()
+            for line, target in lines
+        )
+
+    def status(self) -> list[Status]:
+        """Return the typed status of every line."""
+        return [target.target.parse_status(target.status()) for target in self._targets]
+
+    def message(self, text: str, sector: int = 0) -> str:
+        """Send a message to the line that serves `sector`; return the reply.
+
+        Raises:
+            OSError: EINVAL without a table, for a sector past the end, an empty message, or one the target refuses.
+        """
+        words = split_words(text)
+        if self._live is None or not words or not 0 <= sector < self.sectors:
+            raise fault(errno.EINVAL)
+        if words[0] == "@cancel_deferred_remove":
+            return ""
+        return self._live.targets[self._index(sector)].message(words)
+
+    def send(self, message: Message[R], sector: int = 0) -> R:
+        """Send a typed message; return its typed reply."""
+        return message.parse_reply(self.message(message.encode(), sector))
+
+    def settle(self) -> None:
+        """Finish the background work of every line."""
+        for target in self._targets:
+            target.settle()
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def _ready(self) -> Live:
+        if self.suspended:
+            message = (
+                f"{self.word or 'the device'} is suspended: the kernel would hold this request until a resume"
+            )
+            raise Suspended(message)
+        if self._live is None:
+            raise fault(errno.EIO)
+        return self._live
+
+    def _index(self, sector: int) -> int:
+        live = self._live
+        assert live is not None
+        return bisect_right(live.starts, sector) - 1
+
+    def _parts(self, sector: int, count: int) -> Iterator[tuple[ModelTarget[Any], int, int, int]]:
+        """Yield `(target, sector in its line, sectors, sectors before)` for each line that a range touches."""
+        live = self._ready()
+        index, done = self._index(sector) if live.starts else 0, 0
+        while done < count:
+            line, target = live.table.lines[index], live.targets[index]
+            first = sector + done
+            step = min(count - done, line.end - first)
+            yield target, first - line.start, step, done
+            done += step
+            index += 1
+
+    def readinto(self, sector: int, buffer: memoryview, flags: int = SYNC) -> None:
+        """Read; all pieces are tried, and the last failure is the request's."""
+        live = self._ready()
+        count = len(buffer) // SECTOR
+        if len(live.targets) == 1 and not (limit := live.targets[0].max_io_len):
+            live.targets[0].readinto(sector, buffer, flags)
+            return
+        failed: OSError | None = None
+        for target, first, length, before in self._parts(sector, count):
+            part = buffer[before * SECTOR : (before + length) * SECTOR]
+            limit = target.max_io_len
+            for piece in pieces(first, length, limit):
+                try:
+                    target.readinto(piece.sector, part[piece.data], flags)
+                except OSError as error:
+                    failed = error
+        if failed is not None:
+            raise failed
+
+    def write(self, sector: int, data: memoryview, flags: int = SYNC) -> None:
+        """Write; all pieces are tried, and the last failure is the request's. PREFLUSH is a flush before it."""
+        live = self._ready()
+        if live.readonly:
+            raise fault(errno.EPERM)
+        if flags & PREFLUSH:
+            self.flush()
+            flags &= ~PREFLUSH
+        if len(live.targets) == 1 and not live.targets[0].max_io_len:
+            live.targets[0].write(sector, data, flags)
+            return
+        failed: OSError | None = None
+        for target, first, length, before in self._parts(sector, len(data) // SECTOR):
+            part = data[before * SECTOR : (before + length) * SECTOR]
+            for piece in pieces(first, length, target.max_io_len):
+                try:
+                    target.write(piece.sector, part[piece.data], flags)
+                except OSError as error:
+                    failed = error
+        if failed is not None:
+            raise failed
+
+    def flush(self) -> None:
+        """Flush every line; all are tried."""
+        failed: OSError | None = None
+        for target in self._ready().targets:
+            try:
+                target.flush()
+            except OSError as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
+    @property
+    def discards(self) -> bool:
+        """Whether every line of the live table takes discards."""
+        return self._live is not None and self._live.discards and not self._live.readonly
+
+    def discard(self, sector: int, count: int) -> None:
+        """Discard, cut at the lines' ends only; EOPNOTSUPP where a line takes none."""
+        live = self._ready()
+        if live.readonly:
+            raise fault(errno.EPERM)
+        if not live.discards:
+            raise fault(errno.EOPNOTSUPP)
+        self._each(sector, count, ModelTarget[Any].discard)
+
+    @property
+    def zeroes_natively(self) -> bool:
+        """Whether every line has write-zeroes as an operation."""
+        return self._live is not None and all(target.zeroes_natively for target in self._live.targets)
+
+    def write_zeroes(self, sector: int, count: int) -> None:
+        """Zero a range: as an operation where every line has it, else as writes."""
+        live = self._ready()
+        if live.readonly:
+            raise fault(errno.EPERM)
+        if self.zeroes_natively:
+            self._each(sector, count, ModelTarget[Any].write_zeroes)
+        else:
+            super().write_zeroes(sector, count)
+
+    def _each(self, sector: int, count: int, do: Callable[[ModelTarget[Any], int, int], None]) -> None:
+        failed: OSError | None = None
+        for target, first, length, _ in self._parts(sector, count):
+            try:
+                do(target, first, length)
+            except OSError as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
+    def close(self) -> None:
+        """Remove the device: both tables are destroyed. What is below stays open, it belongs to who opened it."""
+        try:
+            if self._live is not None and not self.suspended:
+                self.suspend()
+        finally:
+            live, self._live = self._live, None
+            try:
+                if live is not None:
+                    live.close()
+            finally:
+                self.clear()
+
+
+def _check_areas(live: Live) -> None:
+    """Refuse what does not lie on the devices below (device_area_is_invalid)."""
+    for index, target in enumerate(live.targets):
+        for device, start, length in target.areas:
+            where = f"lines[{index}]"
+            if device.sectors and start + length > device.sectors:
+                reason = (
+                    f"ends past the end of {device.word or 'the device'}, which has {device.sectors} sectors"
+                )
+                raise SpecError(f"{where}.length", length, f"from sector {start} on, it {reason}")
+            if start % (device.block_size // SECTOR):
+                reason = (
+                    f"not aligned to the {device.block_size}-byte blocks of {device.word or 'the device'}"
+                )
+                raise SpecError(f"{where}.offset", start, reason)
+
+
+def _check_alignment(table: Table, block_size: int) -> None:
+    """Refuse lines that are no whole logical blocks, as the kernel does when it works out the limits."""
+    unit = block_size // SECTOR
+    for index, line in enumerate(table.lines):
+        for field, value in (("start", line.start), ("length", line.length)):
+            if value % unit:
+                reason = f"not a multiple of the devices' logical block size, {block_size} bytes"
+                raise SpecError(f"lines[{index}].{field}", value, reason)

@@ -1,0 +1,56 @@
+"""linear: a piece of another device. Sources: drivers/md/dm-linear.c (linear_map)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dmcore.model.target import Area, ModelTarget
+from dmcore.targets.linear import Linear
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dmcore.model.target import Context
+
+__all__ = ["MODEL"]
+
+
+class _Linear(ModelTarget[Linear]):
+    def __init__(self, target: Linear, context: Context) -> None:
+        super().__init__(target, context)
+        (self._dev,) = self.lower
+        self._offset = target.offset
+
+    @property
+    def areas(self) -> Iterable[Area]:
+        """The piece."""
+        return (Area(self._dev, self._offset, self.context.length),)
+
+    @property
+    def discards(self) -> bool:
+        """Whether the device below takes them."""
+        return self._dev.discards
+
+    @property
+    def zeroes_natively(self) -> bool:
+        """Whether the device below does."""
+        return self._dev.zeroes_natively
+
+    def readinto(self, sector: int, buffer: memoryview, flags: int) -> None:
+        """Read below."""
+        self._dev.readinto(self._offset + sector, buffer, flags)
+
+    def write(self, sector: int, data: memoryview, flags: int) -> None:
+        """Write below."""
+        self._dev.write(self._offset + sector, data, flags)
+
+    def discard(self, sector: int, count: int) -> None:
+        """Discard below."""
+        self._dev.discard(self._offset + sector, count)
+
+    def write_zeroes(self, sector: int, count: int) -> None:
+        """Zero below."""
+        self._dev.write_zeroes(self._offset + sector, count)
+
+
+MODEL = _Linear
