@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from dmcore.kernel.device import Device as Device
     from dmcore.kernel.loop import LoopDevice as LoopDevice
     from dmcore.ref import Ref as Ref
+    from dmcore.stack import Stack as Stack
     from dmcore.table import Line as Line
     from dmcore.table import Table as Table
+    from dmcore.volume import Volume as Volume
+    from dmcore.volume import open_volume as open_volume
 
 _HOMES = {
     "Control": "kernel.control",
@@ -45,15 +48,18 @@ _HOMES = {
     "ParseError": "errors",
     "Ref": "ref",
     "SpecError": "errors",
+    "Stack": "stack",
     "Table": "table",
     "TableRejected": "errors",
     "Unsupported": "errors",
     "Uuid": "kernel.control",
+    "Volume": "volume",
     "cleanup_crypt_device": "containers",
     "create_device": "containers",
     "create_verity_target": "containers",
     "create_zero_sector_linear_target": "containers",
     "encrypt_device": "containers",
+    "open_volume": "volume",
     "remove_device": "containers",
 }
 """Where each name is defined; a line here and one above make a name public."""
@@ -72,16 +78,19 @@ __all__ = [
     "ParseError",
     "Ref",
     "SpecError",
+    "Stack",
     "Table",
     "TableRejected",
     "Unsupported",
     "Uuid",
+    "Volume",
     "cleanup_crypt_device",
     "create_device",
     "create_verity_target",
     "create_zero_sector_linear_target",
     "encrypt_device",
     "keyring",
+    "open_volume",
     "remove_device",
     "targets",
 ]

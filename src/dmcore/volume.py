@@ -354,6 +354,7 @@ class _Below:
         if isinstance(given, Volume):
             return given.device
         if isinstance(given, BlockDevice):
+            given.word = given.word or ref.name
             return given
         if given is None and not ref.is_path:
             known = ", ".join(self._devices) or "none"

@@ -152,7 +152,7 @@ class BlockDevice(ABC):
         """Yield `(sector, count)` of all that may hold something else than zeros, in order."""
         return [(0, self.sectors)]
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - nothing to let go of is common
         """Let go of what it holds; a second call does nothing."""
 
     def __enter__(self) -> Self:

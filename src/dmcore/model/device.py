@@ -117,7 +117,8 @@ class ModelDevice(BlockDevice):
         live = Live(table, made, [line.start for line in table.lines], readonly)
         try:
             for line in table.lines:
-                made.append(build(line.target, self._context(line, block_size, readonly=readonly)))
+                context = self._context(line, block_size, readonly=readonly)
+                made.append(build(line.target, context))
         except BaseException:
             with suppress(ExceptionGroup):
                 live.close()
@@ -212,11 +213,11 @@ class ModelDevice(BlockDevice):
 
     def table_text(self) -> str:
         """Return the live table as `dmsetup table` prints it; "" without one."""
-        return self._text(ModelTarget[Any].params)
+        return self._text(lambda target: target.params())
 
     def status_text(self) -> str:
         """Return the status as `dmsetup status` prints it; "" without a table."""
-        return self._text(ModelTarget[Any].status)
+        return self._text(lambda target: target.status())
 
     def _text(self, say: Callable[[ModelTarget[Any]], str]) -> str:
         lines = zip(self._live.table.lines if self._live else (), self._targets, strict=True)
@@ -344,7 +345,7 @@ class ModelDevice(BlockDevice):
             raise fault(errno.EPERM)
         if not live.discards:
             raise fault(errno.EOPNOTSUPP)
-        self._each(sector, count, ModelTarget[Any].discard)
+        self._each(sector, count, lambda target, first, length: target.discard(first, length))
 
     @property
     def zeroes_natively(self) -> bool:
@@ -357,7 +358,7 @@ class ModelDevice(BlockDevice):
         if live.readonly:
             raise fault(errno.EPERM)
         if self.zeroes_natively:
-            self._each(sector, count, ModelTarget[Any].write_zeroes)
+            self._each(sector, count, lambda target, first, length: target.write_zeroes(first, length))
         else:
             super().write_zeroes(sector, count)
 

@@ -64,19 +64,22 @@ class FileStore(BlockDevice):
         self.block_size = block_size
         self._fd = os.open(self.path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
         try:
-            mode = os.fstat(self._fd).st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-                raise SpecError("path", self.word, "neither a regular file nor a block device")
-            self._regular = stat.S_ISREG(mode)
-            whole = os.lseek(self._fd, 0, os.SEEK_END)
-            validate.integer("offset", offset, 0, whole, "bytes")
-            if offset % SECTOR:
-                raise SpecError("offset", offset, f"must be a multiple of {SECTOR} bytes")
-            if size is not None:
-                validate.integer("size", size, 0, whole - offset, "bytes")
+            self._place(offset, size)
         except BaseException:
             os.close(self._fd)
             raise
+
+    def _place(self, offset: int, size: int | None) -> None:
+        mode = os.fstat(self._fd).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise SpecError("path", self.word, "neither a regular file nor a block device")
+        self._regular = stat.S_ISREG(mode)
+        whole = os.lseek(self._fd, 0, os.SEEK_END)
+        validate.integer("offset", offset, 0, whole, "bytes")
+        if offset % SECTOR:
+            raise SpecError("offset", offset, f"must be a multiple of {SECTOR} bytes")
+        if size is not None:
+            validate.integer("size", size, 0, whole - offset, "bytes")
         self._offset = offset
         self.sectors = (whole - offset if size is None else size) // SECTOR
 
@@ -125,7 +128,7 @@ class FileStore(BlockDevice):
             super().write_zeroes(sector, count)
 
     def _punch(self, sector: int, count: int) -> None:
-        from dmcore.kernel.files import punch_hole  # noqa: PLC0415 - loads ctypes
+        from dmcore.kernel.libc import punch_hole  # noqa: PLC0415 - loads ctypes
 
         try:
             punch_hole(self._fd, self._offset + sector * SECTOR, count * SECTOR)
