@@ -11,7 +11,7 @@ QEMU_PACKAGES = qemu-system-x86 gcc make libelf1 zstd
 DEMO_PACKAGES = python3-venv e2fsprogs $(if $(filter qemu,$(VM)),$(QEMU_PACKAGES))
 TEST_PACKAGES = $(DEMO_PACKAGES) $(QEMU_PACKAGES) dmsetup cryptsetup-bin xfsprogs btrfs-progs udev thin-provisioning-tools
 
-KERNEL_TESTS = $(BIN)/pytest tests examples -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-require --dm-timeout=280
+KERNEL_TESTS = $(BIN)/python tests/tools/once_more.py tests examples -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-require --dm-timeout=280
 
 # Generated tables of every target: how many of each, and with how many changed lines, the campaign tries on each kernel.
 EXAMPLES ?= 500
@@ -32,7 +32,7 @@ lint: $(VENV)/.test
 
 # Pure tests, and those that boot guests of their own.
 test-host: $(VENV)/.test
-	$(BIN)/pytest tests -m "not dm"
+	$(BIN)/python tests/tools/once_more.py tests -m "not dm"
 
 # Every test that needs a kernel, on each of the three UML kernels; on 7.2 every dm device is held against dmsetup before it goes.
 test-kernels: $(VENV)/.test
