@@ -174,10 +174,7 @@ class ModelDevice(BlockDevice):
                 raise
             old, self._live, self._staged = self._live, self._staged, None
             self.sectors = self._live.table.length
-            self.block_size = max(
-                (device.block_size for target in self._live.targets for device in target.lower),
-                default=SECTOR,
-            )
+            self.block_size = max(target.largest_block for target in self._live.targets)
             if old is not None:
                 old.close()
         elif not self.suspended:

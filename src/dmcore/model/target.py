@@ -90,6 +90,16 @@ class ModelTarget(ABC, Generic[T]):
         return ()
 
     @property
+    def block_size(self) -> int:
+        """Bytes of the logical block that the line asks for (the kernel's io_hints); the device's is the largest of all."""
+        return SECTOR
+
+    @property
+    def largest_block(self) -> int:
+        """Bytes of the largest logical block of the line and of what is below it."""
+        return max([self.block_size, *(device.block_size for device in self.lower)])
+
+    @property
     def flushed(self) -> Iterable[BlockDevice]:
         """The devices a flush goes to; all below, each once."""
         return dict.fromkeys(self.lower)
