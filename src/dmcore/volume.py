@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Literal
 
 from dmcore.errors import DmError, SpecError
-from dmcore.model.block import FUA, SYNC, BlockDevice, fault
+from dmcore.model.block import FUA, IDLE, SYNC, BlockDevice, fault
 from dmcore.model.clock import Clock
 from dmcore.model.device import ModelDevice
 from dmcore.model.stores import CowStore, FileStore
@@ -104,7 +104,7 @@ class Volume:
         view = memoryview(data).cast("B")
         sector, _ = self._sectors(offset, len(view))
         if len(view):
-            self.device.write(sector, view, SYNC | FUA if fua else SYNC)
+            self.device.write(sector, view, SYNC | IDLE | (FUA if fua else 0))
 
     def flush(self) -> None:
         """Make every write that has returned durable."""

@@ -33,6 +33,7 @@ __all__ = [
     "Readable",
     "SuperBlock",
     "header_problem",
+    "pack_entry",
 ]
 
 MAGIC = 0x6A736677736872
@@ -69,6 +70,10 @@ class SuperBlock(NamedTuple):
     version: int
     nr_entries: int
     sector_size: int
+
+    def pack(self) -> bytes:
+        """Return the log's first sector."""
+        return _SUPER.pack(MAGIC, *self).ljust(self.sector_size, b"\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +300,11 @@ class LogReader:
             what = f"entry {index} has data up to byte {end}, the log ends at {self._size}"
             raise FormatError(what, offset)
         return entry, end
+
+
+def pack_entry(sector: int, nr_sectors: int, flags: int, text: bytes, sector_size: int) -> bytes:
+    """Return an entry's first log sector; `text` is a mark's, of `sector_size - 32` bytes at most."""
+    return (_HEADER.pack(sector, nr_sectors, flags, len(text)) + text).ljust(sector_size, b"\0")
 
 
 def header_problem(sector: int, nr_sectors: int, flags: int, length: int, sector_size: int) -> str:

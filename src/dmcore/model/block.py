@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FUA",
+    "IDLE",
     "META",
     "PREFLUSH",
     "RAHEAD",
@@ -29,6 +30,7 @@ __all__ = [
     "Piece",
     "Suspended",
     "fault",
+    "is_zero_page",
     "pieces",
     "zeros",
 ]
@@ -37,6 +39,8 @@ SYNC = 1 << 11
 """A request somebody waits for (REQ_SYNC): every read and every direct write."""
 META = 1 << 12
 """Metadata of a file system (REQ_META)."""
+IDLE = 1 << 15
+"""More of the same kind may follow (REQ_IDLE): every direct write."""
 FUA = 1 << 17
 """A write that is durable when it completes (REQ_FUA)."""
 PREFLUSH = 1 << 18
@@ -44,8 +48,8 @@ PREFLUSH = 1 << 18
 RAHEAD = 1 << 19
 """Read-ahead, which may fail at any time (REQ_RAHEAD)."""
 
-ZERO_PAGE = 1 << 16
-"""Bytes of zeros that are kept at hand."""
+ZERO_PAGE = 1 << 20
+"""Bytes of zeros that are kept at hand; also the most that one request of zeros has (BIO_MAX_VECS pages)."""
 _ZEROS = memoryview(bytes(ZERO_PAGE))
 
 
@@ -61,6 +65,11 @@ def fault(number: int) -> OSError:
 def zeros(length: int) -> memoryview:
     """Return `length` bytes of zeros, read-only; at most `ZERO_PAGE` of them cost nothing."""
     return _ZEROS[:length] if length <= ZERO_PAGE else memoryview(bytes(length))
+
+
+def is_zero_page(data: memoryview) -> bool:
+    """Whether `data` comes from `zeros`, as the kernel's own zero page does that stands for many."""
+    return data.obj is _ZEROS.obj
 
 
 class Piece(NamedTuple):
@@ -91,11 +100,18 @@ class BlockDevice(ABC):
         sectors: Size in 512-byte sectors.
         block_size: Logical block size in bytes: 512..65536, a power of two.
         word: What a table and a status text call it: "7:0" for a kernel's device, a name or path otherwise.
+        advances: A request that is done stands at its end (bi_iter), as drivers of disks leave it; dm works on a clone.
     """
 
     sectors: int
     block_size: int = SECTOR
     word: str = ""
+    advances: bool = True
+
+    @property
+    def write_cache(self) -> bool:
+        """Whether it says that it has a volatile cache; if not, flushes succeed without it and FUA says nothing."""
+        return True
 
     @property
     def discards(self) -> bool:
@@ -138,9 +154,19 @@ class BlockDevice(ABC):
         raise fault(errno.EOPNOTSUPP)
 
     def write_zeroes(self, sector: int, count: int) -> None:
-        """Zero `count` sectors."""
-        for piece in pieces(sector, count, ZERO_PAGE // SECTOR):
-            self.write(piece.sector, zeros(piece.length * SECTOR))
+        """Zero `count` sectors: requests of zeros, all of which are tried; the last one is waited for.
+
+        Source: block/blk-lib.c (__blkdev_issue_zero_pages).
+        """
+        failed: OSError | None = None
+        for first in range(0, count, ZERO_PAGE // SECTOR):
+            length = min(count - first, ZERO_PAGE // SECTOR)
+            try:
+                self.write(sector + first, zeros(length * SECTOR), SYNC if first + length == count else 0)
+            except OSError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def read(self, sector: int, count: int) -> bytearray:
         """Return `count` sectors."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
 __all__ = ["Clock"]
 
 
@@ -27,3 +32,22 @@ class Clock:
             message = f"time cannot pass backwards ({milliseconds} ms)"
             raise ValueError(message)
         self.now += milliseconds
+
+    def together(self, requests: Iterable[Callable[[], None]]) -> None:
+        """Do requests that are under way at once: each begins now, the slowest says when all are done.
+
+        Raises:
+            OSError: The last failure; all were tried.
+        """
+        failed: OSError | None = None
+        begun = ended = self.now
+        for request in requests:
+            self.now = begun
+            try:
+                request()
+            except OSError as error:
+                failed = error
+            ended = max(ended, self.now)
+        self.now = ended
+        if failed is not None:
+            raise failed

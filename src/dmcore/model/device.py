@@ -10,11 +10,12 @@ import errno
 from bisect import bisect_right
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from dmcore.errors import DmError, SpecError
-from dmcore.model.block import PREFLUSH, SYNC, BlockDevice, Suspended, fault, pieces
+from dmcore.model.block import FUA, PREFLUSH, SYNC, BlockDevice, Suspended, fault, pieces
 from dmcore.model.clock import Clock
 from dmcore.model.registry import build
 from dmcore.model.target import Context, ModelTarget
@@ -70,6 +71,8 @@ class ModelDevice(BlockDevice):
         seed: For targets that act by chance.
     """
 
+    advances = False
+
     def __init__(
         self,
         open: Callable[[Ref], BlockDevice],  # noqa: A002 - what it does
@@ -112,13 +115,13 @@ class ModelDevice(BlockDevice):
     def _build(self, table: Table, *, readonly: bool) -> Live:
         below = [self._open(ref) for ref in table.refs()]
         block_size = max((device.block_size for device in below), default=SECTOR)
-        _check_alignment(table, block_size)
         made: list[ModelTarget[Any]] = []
         live = Live(table, made, [line.start for line in table.lines], readonly)
         try:
             for line in table.lines:
                 context = self._context(line, block_size, readonly=readonly)
                 made.append(build(line.target, context))
+            _check_alignment(table, _block_size(live))
         except BaseException:
             with suppress(ExceptionGroup):
                 live.close()
@@ -174,7 +177,7 @@ class ModelDevice(BlockDevice):
                 raise
             old, self._live, self._staged = self._live, self._staged, None
             self.sectors = self._live.table.length
-            self.block_size = max(target.largest_block for target in self._live.targets)
+            self.block_size = _block_size(self._live)
             if old is not None:
                 old.close()
         elif not self.suspended:
@@ -286,14 +289,18 @@ class ModelDevice(BlockDevice):
             live.targets[0].readinto(sector, buffer, flags)
             return
         failed: OSError | None = None
+        begun = ended = self.clock.now
         for target, first, length, before in self._parts(sector, count):
             part = buffer[before * SECTOR : (before + length) * SECTOR]
             limit = target.max_io_len
             for piece in pieces(first, length, limit):
+                self.clock.now = begun
                 try:
                     target.readinto(piece.sector, part[piece.data], flags)
                 except OSError as error:
                     failed = error
+                ended = max(ended, self.clock.now)
+        self.clock.now = ended
         if failed is not None:
             raise failed
 
@@ -302,33 +309,38 @@ class ModelDevice(BlockDevice):
         live = self._ready()
         if live.readonly:
             raise fault(errno.EPERM)
-        if flags & PREFLUSH:
-            self.flush()
-            flags &= ~PREFLUSH
+        if flags & (PREFLUSH | FUA):
+            if flags & PREFLUSH:
+                self.flush()
+            flags &= ~PREFLUSH if self.write_cache else ~(PREFLUSH | FUA)
         if len(live.targets) == 1 and not live.targets[0].max_io_len:
             live.targets[0].write(sector, data, flags)
             return
         failed: OSError | None = None
+        begun = ended = self.clock.now
         for target, first, length, before in self._parts(sector, len(data) // SECTOR):
             part = data[before * SECTOR : (before + length) * SECTOR]
             for piece in pieces(first, length, target.max_io_len):
+                self.clock.now = begun
                 try:
                     target.write(piece.sector, part[piece.data], flags)
                 except OSError as error:
                     failed = error
+                ended = max(ended, self.clock.now)
+        self.clock.now = ended
         if failed is not None:
             raise failed
 
+    @property
+    def write_cache(self) -> bool:
+        """Whether a line of the live table has use for flushes."""
+        return any(target.write_cache for target in self._targets)
+
     def flush(self) -> None:
-        """Flush every line; all are tried."""
-        failed: OSError | None = None
-        for target in self._ready().targets:
-            try:
-                target.flush()
-            except OSError as error:
-                failed = error
-        if failed is not None:
-            raise failed
+        """Flush every line; all are tried. Nothing is done where no line has use for it."""
+        live = self._ready()
+        if self.write_cache:
+            self.clock.together(target.flush for target in live.targets)
 
     @property
     def discards(self) -> bool:
@@ -360,14 +372,7 @@ class ModelDevice(BlockDevice):
             super().write_zeroes(sector, count)
 
     def _each(self, sector: int, count: int, do: Callable[[ModelTarget[Any], int, int], None]) -> None:
-        failed: OSError | None = None
-        for target, first, length, _ in self._parts(sector, count):
-            try:
-                do(target, first, length)
-            except OSError as error:
-                failed = error
-        if failed is not None:
-            raise failed
+        self.clock.together(partial(do, *part[:3]) for part in self._parts(sector, count))
 
     def close(self) -> None:
         """Remove the device: both tables are destroyed. What is below stays open, it belongs to who opened it."""
@@ -381,6 +386,11 @@ class ModelDevice(BlockDevice):
                     live.close()
             finally:
                 self.clear()
+
+
+def _block_size(live: Live) -> int:
+    """Return the largest logical block that a line needs."""
+    return max((target.largest_block for target in live.targets), default=SECTOR)
 
 
 def _check_areas(live: Live) -> None:

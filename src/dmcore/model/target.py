@@ -36,7 +36,7 @@ class Context:
     Attributes:
         start: The line's first sector of the device.
         length: Its sectors.
-        block_size: Logical block size of the whole device in bytes: the largest of those below.
+        block_size: Logical block size in bytes: the largest of all devices below.
         open: Gives the disk for a device below.
         clock: The stack's time.
         features: The kernel to behave as, where kernels differ: names as in `Target.features`.
@@ -86,7 +86,7 @@ class ModelTarget(ABC, Generic[T]):
 
     @property
     def areas(self) -> Iterable[Area]:
-        """What must lie on the devices below (the kernel's iterate_devices); none for most."""
+        """What must lie on the devices below, which give the device its limits (the kernel's iterate_devices)."""
         return ()
 
     @property
@@ -96,13 +96,26 @@ class ModelTarget(ABC, Generic[T]):
 
     @property
     def largest_block(self) -> int:
-        """Bytes of the largest logical block of the line and of what is below it."""
-        return max([self.block_size, *(device.block_size for device in self.lower)])
+        """Bytes of the largest logical block of the line and of the devices it takes its limits from."""
+        return max([self.block_size, *(device.block_size for device in self.limiting)])
 
     @property
     def flushed(self) -> Iterable[BlockDevice]:
         """The devices a flush goes to; all below, each once."""
         return dict.fromkeys(self.lower)
+
+    @property
+    def limiting(self) -> Iterable[BlockDevice]:
+        """The devices that the dm device takes its limits from: those of `areas`, all below where there are none."""
+        return dict.fromkeys(area.device for area in self.areas) or self.lower
+
+    @property
+    def write_cache(self) -> bool:
+        """Whether flushes matter to this line; a device without a line they matter to gets none.
+
+        Source: drivers/md/dm-table.c (dm_table_supports_flush).
+        """
+        return any(True for _ in self.flushed) and any(device.write_cache for device in self.limiting)
 
     @property
     def discards(self) -> bool:
