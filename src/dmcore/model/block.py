@@ -101,6 +101,10 @@ class BlockDevice(ABC):
         block_size: Logical block size in bytes: 512..65536, a power of two.
         word: What a table and a status text call it: "7:0" for a kernel's device, a name or path otherwise.
         advances: A request that is done stands at its end (bi_iter), as drivers of disks leave it; dm works on a clone.
+
+    A disk may keep a tag of `tag_size` bytes beside each `tag_interval` bytes of data for the layer above (in the kernel: an
+    integrity profile without a checksum of its own, which dm-integrity without `internal_hash` offers to dm-crypt). Data
+    and their tags then go down and up together, in `write_tagged` and `readinto_tagged`.
     """
 
     sectors: int
@@ -112,6 +116,16 @@ class BlockDevice(ABC):
     def write_cache(self) -> bool:
         """Whether it says that it has a volatile cache; if not, flushes succeed without it and FUA says nothing."""
         return True
+
+    @property
+    def tag_size(self) -> int:
+        """Bytes of the tag that the layer above may keep beside each `tag_interval` bytes; 0: none."""
+        return 0
+
+    @property
+    def tag_interval(self) -> int:
+        """Bytes of data that each tag is for (0 without tags), a power of two."""
+        return 0
 
     @property
     def discards(self) -> bool:
@@ -143,6 +157,24 @@ class BlockDevice(ABC):
         Raises:
             OSError: What a write(2) would get; a part of the data may have been written.
         """
+
+    def readinto_tagged(self, sector: int, buffer: memoryview, tags: memoryview, flags: int = SYNC) -> None:
+        """Fill `buffer` from `sector` on, and `tags` with the tags of its intervals, one behind the other.
+
+        Raises:
+            OSError: What a read(2) would get, EOPNOTSUPP without tags; the content of both is undefined.
+        """
+        del sector, buffer, tags, flags
+        raise fault(errno.EOPNOTSUPP)
+
+    def write_tagged(self, sector: int, data: memoryview, tags: memoryview, flags: int = SYNC) -> None:
+        """Write `data` from `sector` on, each interval together with its tag of `tags`.
+
+        Raises:
+            OSError: What a write(2) would get, EOPNOTSUPP without tags; a part may have been written.
+        """
+        del sector, data, tags, flags
+        raise fault(errno.EOPNOTSUPP)
 
     @abstractmethod
     def flush(self) -> None:

@@ -336,6 +336,53 @@ class ModelDevice(BlockDevice):
         """Whether a line of the live table has use for flushes."""
         return any(target.write_cache for target in self._targets)
 
+    @property
+    def tag_size(self) -> int:
+        """Bytes of the tags that all lines of the live table keep for the layer above; 0 if they differ or keep none."""
+        return self._common_tag()[0]
+
+    @property
+    def tag_interval(self) -> int:
+        """Bytes of data that each of them is for."""
+        return self._common_tag()[1]
+
+    def _common_tag(self) -> tuple[int, int]:
+        kinds = {(target.tag_size, target.tag_interval) for target in self._targets}
+        return kinds.pop() if len(kinds) == 1 else (0, 0)
+
+    def readinto_tagged(self, sector: int, buffer: memoryview, tags: memoryview, flags: int = SYNC) -> None:
+        """Read data with their tags; all pieces are tried, and the last failure is the request's."""
+        parts = self._tagged(sector, buffer, tags)
+        self.clock.together(
+            partial(target.readinto_tagged, at, part, its, flags) for target, at, part, its in parts
+        )
+
+    def write_tagged(self, sector: int, data: memoryview, tags: memoryview, flags: int = SYNC) -> None:
+        """Write data with their tags, as `write`."""
+        if self._ready().readonly:
+            raise fault(errno.EPERM)
+        if flags & PREFLUSH:
+            self.flush()
+            flags &= ~PREFLUSH
+        parts = self._tagged(sector, data, tags)
+        self.clock.together(
+            partial(target.write_tagged, at, part, its, flags) for target, at, part, its in parts
+        )
+
+    def _tagged(
+        self, sector: int, data: memoryview, tags: memoryview
+    ) -> Iterator[tuple[ModelTarget[Any], int, memoryview, memoryview]]:
+        self._ready()
+        size, interval = self._common_tag()
+        if not size:
+            raise fault(errno.EOPNOTSUPP)
+        for target, first, length, before in self._parts(sector, len(data) // SECTOR):
+            for piece in pieces(first, length, target.max_io_len):
+                begin = (before + piece.sector - first) * SECTOR
+                end = begin + piece.length * SECTOR
+                its_tags = tags[begin // interval * size : end // interval * size]
+                yield target, piece.sector, data[begin:end], its_tags
+
     def flush(self) -> None:
         """Flush every line; all are tried. Nothing is done where no line has use for it."""
         live = self._ready()

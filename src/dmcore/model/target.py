@@ -127,6 +127,26 @@ class ModelTarget(ABC, Generic[T]):
         """Whether the line has write-zeroes as an operation; elsewhere zeros are written."""
         return False
 
+    @property
+    def tag_size(self) -> int:
+        """Bytes of the tags that the line keeps for the layer above (0: none); see `BlockDevice`."""
+        return 0
+
+    @property
+    def tag_interval(self) -> int:
+        """Bytes of data that each of them is for."""
+        return 0
+
+    def readinto_tagged(self, sector: int, buffer: memoryview, tags: memoryview, flags: int) -> None:
+        """Read data with their tags; called only where `tag_size` holds, in whole intervals."""
+        del sector, buffer, tags, flags
+        raise fault(errno.EOPNOTSUPP)
+
+    def write_tagged(self, sector: int, data: memoryview, tags: memoryview, flags: int) -> None:
+        """Write data with their tags; called only where `tag_size` holds, in whole intervals."""
+        del sector, data, tags, flags
+        raise fault(errno.EOPNOTSUPP)
+
     @abstractmethod
     def readinto(self, sector: int, buffer: memoryview, flags: int) -> None:
         """Fill `buffer` from `sector` of the line on; raises OSError for a failed request."""

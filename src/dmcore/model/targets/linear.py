@@ -36,6 +36,24 @@ class _Linear(ModelTarget[Linear]):
         """Whether the device below does."""
         return self._dev.zeroes_natively
 
+    @property
+    def tag_size(self) -> int:
+        """Those of the device below (DM_TARGET_PASSES_INTEGRITY)."""
+        return self._dev.tag_size
+
+    @property
+    def tag_interval(self) -> int:
+        """Those of the device below."""
+        return self._dev.tag_interval
+
+    def readinto_tagged(self, sector: int, buffer: memoryview, tags: memoryview, flags: int) -> None:
+        """Read below."""
+        self._dev.readinto_tagged(self._offset + sector, buffer, tags, flags)
+
+    def write_tagged(self, sector: int, data: memoryview, tags: memoryview, flags: int) -> None:
+        """Write below."""
+        self._dev.write_tagged(self._offset + sector, data, tags, flags)
+
     def readinto(self, sector: int, buffer: memoryview, flags: int) -> None:
         """Read below."""
         self._dev.readinto(self._offset + sector, buffer, flags)
