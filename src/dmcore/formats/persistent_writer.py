@@ -1,0 +1,357 @@
+"""Writing metadata as thin, cache, era and clone keep them: in transactions, of which a power cut leaves one whole.
+
+Sources: drivers/md/persistent-data (dm-transaction-manager.c, dm-space-map-metadata.c, dm-btree.c, dm-array.c). A block that
+the last transaction uses is never written over: what changes goes to free blocks, and the superblock is written last. The
+block numbers are not the kernel's; how many blocks are used is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from typing import TYPE_CHECKING
+
+from dmcore.formats.persistent_data import (
+    ARRAY_BLOCK,
+    ARRAY_HEADER,
+    BITMAP_BLOCK,
+    BLOCK,
+    BLOCK_SECTORS,
+    INDEX_BLOCK,
+    INDEX_ENTRY,
+    INTERNAL,
+    LEAF,
+    MOST_BITMAPS,
+    NODE,
+    NODE_HEADER,
+    PER_BITMAP,
+    ArrayTree,
+    Counts,
+    Disk,
+    Kind,
+    Reader,
+    SpaceMapRoot,
+    pack_bitmap,
+    per_array_block,
+    per_node,
+    stamp,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["Array", "Bitset", "Metadata"]
+
+_U64 = struct.Struct("<Q")
+_COUNT = struct.Struct("<I")
+_MANY = 3
+
+
+class Metadata:
+    """The blocks of a metadata disk, and the transaction that is under way.
+
+    Attributes:
+        reader: Reads the disk.
+        blocks: Blocks that are managed.
+    """
+
+    def __init__(self, disk: Disk, counts: Counts | None = None) -> None:
+        self.reader = Reader(disk)
+        self._disk = disk
+        new = counts is None
+        self._counts = counts or Counts(bytearray(self.reader.blocks), {}, [], [])
+        self.blocks = len(self._counts.small)
+        self._used = self.blocks - self._counts.small.count(0)
+        self._held: set[int] = set()
+        self._cursor = 0
+        self._dirty: set[int] = set()
+        self._large_changed = new
+        self._counts_root = self._counts.nodes[0] if self._counts.nodes else 0
+        self._index_block = 0
+        if new:
+            self._counts.index = [(0, 0, 0)] * -(-self.blocks // PER_BITMAP)
+            self._dirty.update(range(len(self._counts.index)))
+            self.take(0)
+
+    @classmethod
+    def open(cls, disk: Disk, root: SpaceMapRoot) -> Metadata:
+        """Go on from what the disk holds.
+
+        Raises:
+            FormatError: The space map is damaged.
+        """
+        found = cls(disk, Reader(disk).counts(root))
+        found._index_block = root.bitmaps
+        return found
+
+    @property
+    def used(self) -> int:
+        """Blocks in use; those freed in this transaction are not, but cannot be used before its end."""
+        return self._used
+
+    # -- reference counts --------------------------------------------------------------------------------------------
+
+    def count(self, number: int) -> int:
+        """Return how often a block is referred to."""
+        small = self._counts.small[number]
+        return self._counts.large[number] if small == _MANY else small
+
+    def _set(self, number: int, count: int) -> None:
+        small = self._counts.small
+        if small[number] == _MANY:
+            del self._counts.large[number]
+            self._large_changed = True
+        if count >= _MANY:
+            self._counts.large[number] = count
+            self._large_changed = True
+        small[number] = min(count, _MANY)
+        self._dirty.add(number // PER_BITMAP)
+
+    def take(self, number: int) -> None:
+        """Count one more reference to a block."""
+        count = self.count(number)
+        self._used += not count
+        self._set(number, count + 1)
+
+    def drop(self, number: int) -> bool:
+        """Count one reference less; return whether it was the last."""
+        count = self.count(number) - 1
+        self._set(number, count)
+        if count:
+            return False
+        self._used -= 1
+        self._held.add(number)
+        return True
+
+    def _free_block(self) -> int:
+        small = self._counts.small
+        for begin in (self._cursor, 0):
+            at = small.find(0, begin)
+            while at in self._held:
+                at = small.find(0, at + 1)
+            if at >= 0:
+                self._cursor = at + 1
+                self.take(at)
+                return at
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    # -- blocks and btrees -------------------------------------------------------------------------------------------
+
+    def _put(self, kind: Kind, number: int, data: bytearray) -> None:
+        self._disk.write(number * BLOCK_SECTORS, memoryview(stamp(kind, number, data)))
+
+    def new(self, kind: Kind, data: bytearray) -> int:
+        """Write a new block; return its number.
+
+        Raises:
+            OSError: ENOSPC without a free block; what writing says.
+        """
+        number = self._free_block()
+        self._put(kind, number, data)
+        return number
+
+    def tree(self, entries: Sequence[tuple[int, bytes]], value_size: int) -> int:
+        """Write a btree; return its root. References from its values are the caller's to count."""
+        below = self._level(entries, value_size, LEAF)
+        while len(below) > 1:
+            below = self._level([(key, _U64.pack(number)) for key, number in below], 8, INTERNAL)
+        return below[0][1]
+
+    def _level(
+        self, entries: Sequence[tuple[int, bytes]], value_size: int, flags: int
+    ) -> list[tuple[int, int]]:
+        """Write the nodes of one level; return the first key and the block of each."""
+        most = per_node(value_size)
+        made: list[tuple[int, int]] = []
+        for first in range(0, len(entries) or 1, most):
+            part = entries[first : first + most]
+            data = bytearray(BLOCK)
+            NODE_HEADER.pack_into(data, 0, 0, flags, 0, len(part), most, value_size, 0)
+            struct.pack_into(f"<{len(part)}Q", data, NODE_HEADER.size, *(key for key, _ in part))
+            at = NODE_HEADER.size + 8 * most
+            data[at : at + len(part) * value_size] = b"".join(value for _, value in part)
+            made.append((part[0][0] if part else 0, self.new(NODE, data)))
+        return made
+
+    def drop_tree(self, root: int, value_size: int, drop_value: Callable[[bytes], object]) -> None:
+        """Give up a reference to a btree; with the last one, what it refers to."""
+        todo = [root]
+        while todo:
+            number = todo.pop()
+            if not self.drop(number):
+                continue
+            node = self.reader.node(number, value_size)
+            if node.leaf:
+                for value in node.values:
+                    drop_value(value)
+            else:
+                todo += node.children
+
+    def drop_array(self, root: int) -> None:
+        """Give up a reference to an array."""
+        self.drop_tree(root, 8, lambda value: self.drop(_U64.unpack(value)[0]))
+
+    # -- the end of a transaction ------------------------------------------------------------------------------------
+
+    def commit(self, kind: Kind, superblock: Callable[[bytes], bytearray]) -> None:
+        """Write the space map, then the superblock that `superblock` makes for the map's root.
+
+        Raises:
+            OSError: ENOSPC, or what writing says; the disk still holds the last transaction then.
+        """
+        root = self._save_space_map()
+        data = superblock(root.encode())
+        self._disk.flush()
+        self._put(kind, 0, data)
+        self._disk.flush()
+        self._held.clear()
+        self._cursor = 0
+
+    def _save_space_map(self) -> SpaceMapRoot:
+        if self._dirty or not self._index_block:
+            self._move_space_map()
+        return SpaceMapRoot(self.blocks, self._used, self._index_block, self._counts_root)
+
+    def _move_space_map(self) -> None:
+        counts = self._counts
+        if self._index_block:
+            self.drop(self._index_block)
+        self._index_block = self._free_block()
+        moved: set[int] = set()
+        while (todo := self._dirty - moved) or self._large_changed:
+            for bitmap in todo:
+                if counts.index[bitmap][0]:
+                    self.drop(counts.index[bitmap][0])
+                counts.index[bitmap] = (self._free_block(), 0, 0)
+            moved |= todo
+            if self._large_changed:
+                self._large_changed = False
+                if self._counts_root:
+                    self.drop_tree(self._counts_root, _COUNT.size, lambda value: value)
+                entries = [(number, _COUNT.pack(count)) for number, count in sorted(counts.large.items())]
+                self._counts_root = self.tree(entries, _COUNT.size)
+        for bitmap in moved:
+            self._put_bitmap(bitmap)
+        data = bytearray(16 + MOST_BITMAPS * INDEX_ENTRY.size)
+        for at, entry in enumerate(counts.index):
+            INDEX_ENTRY.pack_into(data, 16 + at * INDEX_ENTRY.size, *entry)
+        self._put(INDEX_BLOCK, self._index_block, data)
+        self._dirty.clear()
+
+    def _put_bitmap(self, bitmap: int) -> None:
+        number = self._counts.index[bitmap][0]
+        small = self._counts.small[bitmap * PER_BITMAP : (bitmap + 1) * PER_BITMAP]
+        used = len(small) - small.count(0)
+        free = small.find(0)
+        # As in the kernel, blocks behind the end of the disk count as free.
+        self._counts.index[bitmap] = (number, PER_BITMAP - used, free if free >= 0 else len(small))
+        data = bytearray(16) + pack_bitmap(small.ljust(PER_BITMAP, b"\0"))
+        self._put(BITMAP_BLOCK, number, data)
+
+
+class Array:
+    """An array that can be changed; `save` writes what changed since the last time.
+
+    Args:
+        metadata: Where it is kept.
+        value_size: Bytes of a value.
+        root: Its btree; None for a new, empty array.
+        tree: What the disk holds.
+
+    Attributes:
+        data: The values; whoever changes them says so by `touch`.
+        root: The btree on the disk, as of the last `save`.
+    """
+
+    def __init__(
+        self, metadata: Metadata, value_size: int, root: int | None = None, tree: ArrayTree | None = None
+    ) -> None:
+        tree = tree or ArrayTree()
+        self.data = tree.data
+        self.root = metadata.tree([], 8) if root is None else root
+        self.value_size = value_size
+        self._metadata = metadata
+        self._blocks = tree.blocks
+        self._most = per_array_block(value_size)
+        self._dirty: set[int] = set()
+        self._resized = False
+
+    def __len__(self) -> int:
+        return len(self.data) // self.value_size
+
+    def touch(self, index: int) -> None:
+        """Let the next `save` write a value."""
+        self._dirty.add(index // self._most)
+
+    def resize(self, count: int, value: bytes) -> None:
+        """Make it `count` values long; new ones are `value`."""
+        before = len(self)
+        if count < before:
+            del self.data[count * self.value_size :]
+        else:
+            self.data += value * (count - before)
+        self._dirty.update(range(min(before, count) // self._most, -(-count // self._most)))
+        self._resized |= count != before
+
+    def save(self) -> int:
+        """Write what changed; return the root."""
+        if not self._dirty and not self._resized:
+            return self.root
+        size, most = self.value_size, self._most
+        count = -(-len(self) // most)
+        kept = self._blocks
+        blocks: list[int] = []
+        for block in range(count):
+            if block not in self._dirty:
+                self._metadata.take(kept[block])
+                blocks.append(kept[block])
+                continue
+            part = self.data[block * most * size : (block + 1) * most * size]
+            data = bytearray(ARRAY_HEADER.size) + part
+            ARRAY_HEADER.pack_into(data, 0, 0, most, len(part) // size, size, 0)
+            blocks.append(self._metadata.new(ARRAY_BLOCK, data.ljust(BLOCK, b"\0")))
+        entries = [(at, _U64.pack(number)) for at, number in enumerate(blocks)]
+        self._blocks = blocks
+        old, self.root = self.root, self._metadata.tree(entries, 8)
+        self._metadata.drop_array(old)
+        self._dirty.clear()
+        self._resized = False
+        return self.root
+
+
+class Bitset(Array):
+    """A bitset that can be changed: an array of words of 64 bits."""
+
+    def __init__(
+        self, metadata: Metadata, root: int | None = None, tree: ArrayTree | None = None, bits: int = 0
+    ) -> None:
+        super().__init__(metadata, 8, root, tree)
+        self.bits = bits
+
+    def resize_bits(self, bits: int) -> None:
+        """Make it `bits` long; new bits are clear."""
+        self.resize(-(-bits // 64), bytes(8))
+        self.bits = bits
+
+    def test(self, bit: int) -> bool:
+        """Whether a bit is set."""
+        return bool(self.data[bit >> 3] >> (bit & 7) & 1)
+
+    def set(self, bit: int, *, to: bool = True) -> None:
+        """Set a bit, or clear it."""
+        if self.test(bit) != to:
+            self.data[bit >> 3] ^= 1 << (bit & 7)
+            self.touch(bit // 64)
+
+    def clear_all(self) -> None:
+        """Clear every bit."""
+        self.data[:] = bytes(len(self.data))
+        self._dirty.update(range(-(-len(self) // self._most)))
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the numbers of the bits that are set."""
+        for byte, value in enumerate(self.data):
+            for bit in range(8) if value else ():
+                if value >> bit & 1 and (number := byte * 8 + bit) < self.bits:
+                    yield number
