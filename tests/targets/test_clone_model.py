@@ -6,9 +6,10 @@ import errno
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from persistent_audit import array_blocks, audit
+from twins import outcome, twins
 
 from dmcore.errors import FormatError
 from dmcore.formats.clone import SUPERBLOCK, SuperBlock
@@ -259,3 +260,67 @@ def test_reads_give_what_was_written_last_or_the_source():
         _audit(disks)
         with _open(disks) as volume:
             assert volume.read(0, volume.size) == expected
+
+
+# On a kernel.
+
+PIECES = {"meta": (0, 0, 1024), "dest": (0, 1024, 2048), "source": (1, 0, 2048)}
+TABLE = f"0 {LENGTH} clone {{meta}} {{dest}} {{source}} {REGION} 1 no_hydration"
+_STEPS = st.one_of(
+    st.tuples(st.just("write"), st.integers(0, LENGTH - 1), st.integers(1, 20), st.integers(1, 255)),
+    st.tuples(st.just("write"), st.integers(0, 12).map(lambda at: at * REGION), st.just(REGION), st.just(9)),
+    st.tuples(st.just("read"), st.integers(0, LENGTH - 1), st.integers(1, LENGTH), st.just(0)),
+    st.tuples(st.just("discard"), st.integers(0, LENGTH - 1), st.integers(1, 40), st.just(0)),
+    st.tuples(st.sampled_from(["flush", "again", "message hydration_threshold 7"]), *[st.just(0)] * 3),
+)
+
+
+@pytest.mark.dm
+def test_model_and_kernel_agree_on_data_and_status(lab):
+    with twins(lab, **PIECES) as both:
+
+        @settings(max_examples=8, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(st.lists(_STEPS, min_size=3, max_size=15))
+        def check(script):
+            both.wipe()
+            both.fill("source", b"".join(bytes([at % 251]) * 512 for at in range(2048)))
+            with both.kernel(TABLE) as (device, file), both.model(TABLE) as volume:
+                for step in script:
+                    assert outcome(volume.device, volume, step) == outcome(device, file, step), step
+                    assert volume.status() == device.status()
+                assert volume.table_text() == device.table_text()
+            for name in ("dest", "source"):
+                assert bytes(both.stores[name].read(0, 2048)) == both.bytes(name), name
+
+        check()
+
+
+@pytest.mark.dm
+def test_metadata_go_both_ways(lab):
+    with twins(lab, **PIECES) as both:
+        both.fill("source", random.Random(1).randbytes(2048 * 512))
+        rng = random.Random(2)
+
+        def write(disk):
+            for _ in range(6):
+                disk.write(rng.randrange(LENGTH - 12) * 512, rng.randbytes(rng.choice([512, 4096, 5120])))
+            return disk.read(0, LENGTH * 512)
+
+        with both.kernel(TABLE) as (device, file):
+            expected, status = write(file), device.status()
+        for _ in range(2):
+            both.pull()
+            with both.model(TABLE) as volume:
+                assert (volume.read(0, volume.size), volume.status()) == (expected, status)
+                expected, status = write(volume), volume.status()
+            both.push()
+            with both.kernel(TABLE) as (device, file):
+                assert (file.read(0, file.size), device.status()) == (expected, status)
+                expected, status = write(file), device.status()
+        both.pull()
+        with both.model(TABLE.replace("1 no_hydration", "")) as volume:
+            volume.settle()
+        both.push()
+        with both.kernel(TABLE) as (device, file):
+            assert device.status()[0].regions.used == 13
+            assert file.read(0, file.size) == expected
