@@ -61,7 +61,10 @@ class Worker:
         return found
 
     def machine(self) -> int:
-        return min(pid for pid, command in self.processes().items() if "linux" in command.split(" ")[0])
+        """Return the machine's first process: the one whose parent is no process of the machine."""
+        found = {pid for pid, command in self.processes().items() if "linux" in command.split(" ")[0]}
+        (first,) = {pid for pid in found if _parent(pid) not in found}
+        return first
 
     def wait_for(self, name: str, timeout: float = 30) -> None:
         deadline = time.monotonic() + timeout
@@ -81,3 +84,8 @@ class Worker:
             time.sleep(0.05)
         assert files == set()
         assert {path.name for path in self.folder.iterdir()} <= {"exchange"}
+
+
+def _parent(pid: int) -> int:
+    """Return the parent's number, from proc(5)'s stat behind the command's closing parenthesis."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
