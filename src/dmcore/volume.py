@@ -275,6 +275,7 @@ def open_volume(
     clock: Clock | None = None,
     features: Features = NO_FEATURES,
     seed: int = 0,
+    keys: Mapping[str, bytes] | None = None,
 ) -> Volume:
     """Open what a table describes.
 
@@ -289,6 +290,7 @@ def open_volume(
         clock: Virtual time; by default one of the volume's own.
         features: The kernel to behave as, where kernels differ; names as in `Target.features`.
         seed: For targets that act by chance.
+        keys: Payloads of keys that tables name in a keyring (`:64:logon:name`), by `type:description` or by description.
 
     Raises:
         SpecError, ParseError: A table that a kernel would refuse, or a device that nothing stands for.
@@ -311,7 +313,9 @@ def open_volume(
     try:
         below = _Below(stack, devices or {}, made, opened, readonly=mode == "r")
         for name in stack.needed(top or stack.top):
-            device = made[name] = ModelDevice(below, clock=time, features=features, word=name, seed=seed)
+            device = made[name] = ModelDevice(
+                below, clock=time, features=features, word=name, seed=seed, keys=keys
+            )
             device.load(stack.tables[name], readonly=mode == "r" and name == (top or stack.top))
             device.resume()
         return Volume(made, opened, time)

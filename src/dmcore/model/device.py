@@ -24,7 +24,7 @@ from dmcore.target import NO_FEATURES
 from dmcore.units import SECTOR
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from dmcore.ref import Ref
     from dmcore.table import Line, Table
@@ -69,6 +69,7 @@ class ModelDevice(BlockDevice):
         features: The kernel to behave as, where kernels differ.
         word: Its name in the tables above it.
         seed: For targets that act by chance.
+        keys: Payloads of keys that tables name in a keyring; see `Context`.
     """
 
     advances = False
@@ -81,6 +82,7 @@ class ModelDevice(BlockDevice):
         features: Features = NO_FEATURES,
         word: str = "",
         seed: int = 0,
+        keys: Mapping[str, bytes] | None = None,
     ) -> None:
         self.word = word
         self.clock = clock or Clock()
@@ -89,6 +91,7 @@ class ModelDevice(BlockDevice):
         self.suspended = False
         self.event_nr = 0
         self._open = open
+        self._keys = keys or {}
         self._random = Random(seed)  # noqa: S311 - chance that repeats
         self._live: Live | None = None
         self._staged: Live | None = None
@@ -139,6 +142,7 @@ class ModelDevice(BlockDevice):
             event=self._event,
             random=self._random,
             readonly=readonly,
+            keys=self._keys,
         )
 
     def _event(self) -> None:

@@ -19,7 +19,7 @@ from dmcore.target import NO_FEATURES, Features, Target
 from dmcore.units import SECTOR
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from dmcore.model.clock import Clock
     from dmcore.ref import Ref
@@ -43,6 +43,7 @@ class Context:
         event: Raises an event of the device (its number grows, waiters wake).
         random: The stack's source of chance.
         readonly: The table is loaded read-only.
+        keys: Payloads of keys that tables name in a keyring, by `type:description` or by description.
     """
 
     start: int
@@ -54,6 +55,7 @@ class Context:
     event: Callable[[], None] = lambda: None
     random: Random = field(default_factory=lambda: Random(0))  # noqa: S311 - chance that repeats
     readonly: bool = False
+    keys: Mapping[str, bytes] = field(default_factory=dict[str, bytes], repr=False)
 
 
 class Area(NamedTuple):

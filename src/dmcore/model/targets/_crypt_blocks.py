@@ -1,0 +1,140 @@
+"""Block ciphers by the kernel crypto API's names, over arrays: what the `cryptography` library offers, its old ones included."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from cryptography.hazmat.decrepit.ciphers import algorithms as decrepit
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from dmcore.errors import SpecError, Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from numpy.typing import NDArray
+
+    Words: TypeAlias = NDArray[np.uint64]
+    Octets: TypeAlias = NDArray[np.uint8]
+
+__all__ = ["BLOCKS", "Block", "bad_key", "block_size", "digest", "hash_size", "new_hash", "unsupported"]
+
+
+def _single_des(key: bytes) -> Any:
+    return decrepit.TripleDES(key * 3)
+
+
+_BLOCKS: dict[str, tuple[Callable[[bytes], Any], int, Iterable[int]]] = {
+    "aes": (algorithms.AES, 16, (16, 24, 32)),
+    "camellia": (decrepit.Camellia, 16, (16, 24, 32)),
+    "sm4": (algorithms.SM4, 16, (16,)),
+    "seed": (decrepit.SEED, 16, (16,)),
+    "des3_ede": (decrepit.TripleDES, 8, (24,)),
+    "des": (_single_des, 8, (8,)),
+    "blowfish": (decrepit.Blowfish, 8, range(4, 57)),
+    "cast5": (decrepit.CAST5, 8, range(5, 17)),
+}
+BLOCKS = tuple(_BLOCKS)
+"""Names of the block ciphers that are there."""
+
+_HASHES: dict[str, Callable[..., Any]] = {
+    **{
+        name: partial(hashlib.new, name)
+        for name in ("md5", "sha1", "sha224", "sha256", "sha384", "sha512", "sm3")
+    },
+    **{f"sha3-{bits}": partial(hashlib.new, f"sha3_{bits}") for bits in (224, 256, 384, 512)},
+    **{f"blake2b-{bits}": partial(hashlib.blake2b, digest_size=bits // 8) for bits in (160, 256, 384, 512)},
+    "rmd160": partial(hashlib.new, "ripemd160"),
+}
+
+
+def block_size(name: str) -> int:
+    """Return the bytes of a block of one of `BLOCKS`."""
+    return _BLOCKS[name][1]
+
+
+def unsupported(what: str) -> Unsupported:
+    """Return the error for an algorithm that no library here offers."""
+    return Unsupported(
+        f"the algorithm {what}",
+        f"it is not supported here; block ciphers are {', '.join(BLOCKS)}",
+        "load the table on a kernel: pytest --dm-vm",
+    )
+
+
+def bad_key(name: str, size: int, allowed: Iterable[int]) -> SpecError:
+    """Return the error for a key of a wrong size; no part of it is shown."""
+    sizes = [*allowed]
+    shown = ", ".join(map(str, sizes)) if len(sizes) < 5 else f"{sizes[0]}..{sizes[-1]}"
+    return SpecError("key", f"<{size} bytes>", f"{name} takes {shown} bytes")
+
+
+@cache
+def _hash(name: str) -> Callable[..., Any]:
+    made = _HASHES.get(name)
+    if made is None:
+        raise unsupported(name)
+    try:
+        made(b"")
+    except ValueError:
+        raise unsupported(name) from None
+    return made
+
+
+def new_hash(name: str, data: bytes = b"") -> Any:
+    """Return a hash object by the kernel's name of the algorithm; Unsupported if it is not there."""
+    return _hash(name)(data)
+
+
+def digest(name: str, data: bytes) -> bytes:
+    """Return the hash of `data`."""
+    return bytes(new_hash(name, data).digest())
+
+
+def hash_size(name: str) -> int:
+    """Return the bytes of a digest."""
+    return int(new_hash(name).digest_size)
+
+
+class Block:
+    """A block cipher under one key: ECB over whole arrays. Contexts are made once: making one costs 50 us.
+
+    Attributes:
+        size: Bytes of a block.
+    """
+
+    def __init__(self, name: str, key: bytes) -> None:
+        if name not in _BLOCKS:
+            raise unsupported(name)
+        make, self.size, sizes = _BLOCKS[name]
+        if len(key) not in sizes:
+            raise bad_key(name, len(key), sizes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old ciphers are why this module is there
+            self._cipher = Cipher(make(key), modes.ECB())  # noqa: S305 - the modes are built on it
+        self._encryptor = self._cipher.encryptor()
+        self._decryptor = self._cipher.decryptor()
+
+    def encrypt_into(self, data: Words, out: Octets) -> None:
+        """Encrypt whole blocks into `out`, which has room for a block more than that."""
+        self._encryptor.update_into(data.data.cast("B"), out.data)
+
+    def decrypt_into(self, data: Words, out: Octets) -> None:
+        """Decrypt whole blocks into `out`, which has room for a block more than that."""
+        self._decryptor.update_into(data.data.cast("B"), out.data)
+
+    def encrypt(self, data: Words) -> Words:
+        """Return the encryption of an array of whole blocks, in its shape."""
+        out = np.empty(data.nbytes + self.size, np.uint8)
+        self.encrypt_into(np.ascontiguousarray(data), out)
+        return out[: data.nbytes].view(np.uint64).reshape(data.shape)
+
+    def decrypt(self, data: Words) -> Words:
+        """Return the decryption of an array of whole blocks, in its shape."""
+        out = np.empty(data.nbytes + self.size, np.uint8)
+        self.decrypt_into(np.ascontiguousarray(data), out)
+        return out[: data.nbytes].view(np.uint64).reshape(data.shape)
