@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dmcore.kernel.control import Uuid as Uuid
     from dmcore.kernel.device import Device as Device
     from dmcore.kernel.loop import LoopDevice as LoopDevice
+    from dmcore.luks import open_luks as open_luks
     from dmcore.ref import Ref as Ref
     from dmcore.stack import Stack as Stack
     from dmcore.table import Line as Line
@@ -59,6 +60,7 @@ _HOMES = {
     "create_verity_target": "containers",
     "create_zero_sector_linear_target": "containers",
     "encrypt_device": "containers",
+    "open_luks": "luks",
     "open_volume": "volume",
     "remove_device": "containers",
 }
@@ -90,6 +92,7 @@ __all__ = [
     "create_zero_sector_linear_target",
     "encrypt_device",
     "keyring",
+    "open_luks",
     "open_volume",
     "remove_device",
     "targets",

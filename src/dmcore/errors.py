@@ -29,6 +29,7 @@ __all__ = [
     "VmError",
     "VmLost",
     "VmTimeout",
+    "WrongPassphrase",
 ]
 
 
@@ -111,6 +112,22 @@ class FormatError(DmError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.what} (at byte {self.offset})"
+
+
+class WrongPassphrase(DmError):
+    """No keyslot of an encrypted image opens with what was given.
+
+    Attributes:
+        slots: Numbers of the keyslots that were tried.
+    """
+
+    def __init__(self, slots: Sequence[int]) -> None:
+        super().__init__(tuple(slots))
+        self.slots = tuple(slots)
+
+    def __str__(self) -> str:
+        tried = ", ".join(map(str, self.slots)) or "none"
+        return f"no keyslot opens with this passphrase (tried: {tried})"
 
 
 class IoctlError(DmError, OSError):
