@@ -64,6 +64,7 @@ test-wheel: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/crash.py
+	$(BIN)/python benchmarks/verity.py
 
 $(VENV)/.demo-$(VM): pyproject.toml
 	@$(call ensure,$(DEMO_PACKAGES))
