@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import struct
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +28,7 @@ from pytest_dm.cli import main as pytest_dm
 
 HERE = Path(__file__).parent
 CAPTURED = Path(__file__).parents[1] / "data/log_writes"
+PYTEST_DM = "import sys; from pytest_dm.cli import main; sys.exit(main(sys.argv[1:]))"
 ORACLE = f"{sys.executable} {HERE / 'slots_oracle.py'} {{image}} {{acknowledged}}"
 
 
@@ -322,3 +327,33 @@ def test_paths_with_blanks(tmp_path):
     log = two_slots(2, "no-flush").save(folder / "my log")
     assert pytest_dm(["explore", str(log), "--size", "128K", "--quiet", "--oracle", ORACLE]) == 1
     assert shlex.quote(str(log)) != str(log)
+
+
+def test_a_killed_exploration_leaves_a_folder_that_clean_finds(tmp_path):
+    log = two_slots(3).save(tmp_path / "log")
+    command = [sys.executable, "-c", PYTEST_DM, "explore", str(log), "--size", "128K", "--quiet"]
+    oracle = f"sh -c 'touch {tmp_path / 'asked'}; sleep 20' {{image}}"
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    exploring = subprocess.Popen(  # noqa: S603 - our own command
+        [*command, "--oracle", oracle, "--json", str(tmp_path / "out")],
+        env=environment,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "asked").exists():
+        assert time.monotonic() < deadline
+        assert exploring.poll() is None
+        time.sleep(0.02)
+    os.killpg(exploring.pid, signal.SIGKILL)
+    exploring.wait()
+    (left,) = tmp_path.glob("pytest-dm-*")
+    done = subprocess.run(  # noqa: S603 - the same
+        [sys.executable, "-c", PYTEST_DM, "clean"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert f"removed folder {left}" in done.stdout.splitlines()
+    assert not left.exists()

@@ -21,6 +21,7 @@ from dmcore.crash.images import ImageIds
 from dmcore.crash.tester import Tester
 from dmcore.crash.workers import Job, run
 from dmcore.errors import SpecError
+from dmcore.owner import PREFIX, Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -134,10 +135,15 @@ class Exploration:
 
 
 def scratch_folder() -> Path:
-    """Make a folder for images: in memory where there is a tmpfs, else where temporary files go."""
+    """Make a folder for images: in memory where there is a tmpfs, else where temporary files go.
+
+    Its name says who made it, so that `pytest-dm clean` finds it once this process was killed.
+    """
     memory = Path("/dev/shm")  # noqa: S108 - with a name of its own below
     usable = memory.is_dir() and os.access(memory, os.W_OK) and "TMPDIR" not in os.environ
-    return Path(tempfile.mkdtemp(prefix=f"pytest-dm-crash-{os.getpid()}-", dir=memory if usable else None))
+    return Path(
+        tempfile.mkdtemp(prefix=f"{PREFIX}-{Owner.current().tag}-crash-", dir=memory if usable else None)
+    )
 
 
 def explore(
