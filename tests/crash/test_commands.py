@@ -334,7 +334,7 @@ def test_a_killed_exploration_leaves_a_folder_that_clean_finds(tmp_path):
     command = [sys.executable, "-c", PYTEST_DM, "explore", str(log), "--size", "128K", "--quiet"]
     oracle = f"sh -c 'touch {tmp_path / 'asked'}; sleep 20' {{image}}"
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    exploring = subprocess.Popen(  # noqa: S603 - our own command
+    exploring = subprocess.Popen(
         [*command, "--oracle", oracle, "--json", str(tmp_path / "out")],
         env=environment,
         start_new_session=True,
@@ -347,7 +347,7 @@ def test_a_killed_exploration_leaves_a_folder_that_clean_finds(tmp_path):
     os.killpg(exploring.pid, signal.SIGKILL)
     exploring.wait()
     (left,) = tmp_path.glob("pytest-dm-*")
-    done = subprocess.run(  # noqa: S603 - the same
+    done = subprocess.run(
         [sys.executable, "-c", PYTEST_DM, "clean"],
         env=environment,
         capture_output=True,
