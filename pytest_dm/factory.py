@@ -19,6 +19,7 @@ from pytest_dm import devices
 from pytest_dm.devices.base import Disk, DmDevice, as_table, device_word
 from pytest_dm.devices.error_range import sectors
 from pytest_dm.devices.mount import MKFS_TIMEOUT, Mount, make_filesystem
+from pytest_dm.families import Families
 from pytest_dm.markers import Wants
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class _Resource(Protocol):
     def close(self) -> None: ...
 
 
-class Dm:
+class Dm(Families):
     """A factory of devices with an end.
 
     The fixture `dm` is one that ends with the test, `dm_session` one that ends with the session, and `scope()` gives
@@ -123,12 +124,12 @@ class Dm:
 
     def zero(self, size: Size | None = None) -> devices.Zero:
         """Make a device that reads zeros and swallows writes; it may be huge ("8P")."""
-        table = Table.of(Zero(), self._length(size))
+        table = Table.of(Zero(), self.length(size))
         return self._keep(devices.Zero(self, table, label="zero"))
 
     def error(self, size: Size | Disk | None = None) -> devices.ErrorDevice:
         """Make a device whose every read and write fails with EIO, of a size or as large as another device."""
-        length = size.size // SECTOR if isinstance(size, Disk) else self._length(size)
+        length = size.size // SECTOR if isinstance(size, Disk) else self.length(size)
         return self._keep(devices.ErrorDevice(self, Table.of(Error(), length), label="error"))
 
     def error_range(
@@ -215,7 +216,7 @@ class Dm:
         """
         if size is not None and not isinstance(table, Target):
             raise SpecError("size", size, "a table says its length itself")
-        whole = as_table(table, self._length(size))
+        whole = as_table(table, self.length(size))
         resolved = {name: device_word(name, device) for name, device in (devices or {}).items()}
         for ref in whole.refs():
             if ref.name not in resolved:
@@ -335,7 +336,8 @@ class Dm:
             self._mountpoints.clear()
         return left
 
-    def _length(self, size: Size | None) -> int:
+    def length(self, size: Size | None) -> int:
+        """Return the sectors of a size, by default the marker's. For handles."""
         return self.wants.size // SECTOR if size is None else to_sectors(size)
 
     def _keep(self, resource: T) -> T:
@@ -353,6 +355,26 @@ class Dm:
             if lower is None:
                 self._drop(disk)
             raise
+
+    def build(self, make: Callable[[Dm], T]) -> T:
+        """Keep the device that `make` returns; if it fails, remove what it made before. For handles."""
+        before = len(self._resources)
+        try:
+            return self._keep(make(self))
+        except BaseException:
+            while len(self._resources) > before:
+                self._resources.pop().close()
+            raise
+
+    def build_below(self, above: DmDevice, make: Callable[[Dm], T]) -> T:
+        """Do the same with what a device that is there already will stand on: it is removed after that. For handles."""
+        before = len(self._resources)
+        made = self.build(make)
+        new = self._resources[before:]
+        del self._resources[before:]
+        at = self._resources.index(above)
+        self._resources[at:at] = new
+        return made
 
     def _drop(self, resource: _Resource) -> None:
         self._resources.remove(resource)

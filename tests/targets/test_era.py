@@ -70,7 +70,9 @@ def test_status(text, status):
     assert ERA.parse_status(text) == status
 
 
-@pytest.mark.parametrize("text", ["", "8", "8 13 7 -", "9 13/1024 7 -", "8 13/1024 7", "8 13/1024 7 - x"])
+@pytest.mark.parametrize(
+    "text", ["", "8", "8 13 7 -", "9 13/1024 7 -", "8 13/1024 7", "8 13/1024 7 - x", "Fail"]
+)
 def test_bad_status(text):
     with pytest.raises(ParseError):
         ERA.parse_status(text)

@@ -12,12 +12,10 @@ from dmcore import validate
 from dmcore.params import U32_MAX, Tokens
 from dmcore.target import Status, Target
 from dmcore.targets._persistent import (
-    Failed,
     Unreadable,
     Usage,
     Word,
     check_block,
-    given_up,
     metadata_usage,
     number_or_dash,
 )
@@ -35,7 +33,6 @@ __all__ = [
     "DropMetadataSnap",
     "Era",
     "EraStatus",
-    "Failed",
     "TakeMetadataSnap",
     "Unreadable",
     "Usage",
@@ -105,11 +102,11 @@ class Era(Target):
         tokens.done()
         return cls(metadata=metadata, origin=origin, block_sectors=block)
 
-    def parse_status(self, text: str) -> EraStatus | Failed | Unreadable:
+    def parse_status(self, text: str) -> EraStatus | Unreadable:
         """Read `8 <used>/<total> <era> <snapshot or ->`, or "Error"."""
         tokens = Tokens(text, target=self.kernel_name)
-        if (end := given_up(tokens)) is not None:
-            return end
+        if len(tokens) == 1 and tokens.peek() == "Error":
+            return Unreadable()
         status = EraStatus(
             metadata_usage(tokens),
             tokens.strict("the era"),
