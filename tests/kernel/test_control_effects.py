@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from watching import gone
 
 from dmcore.abi.devt import DevT
 from dmcore.abi.dm import TableLine
@@ -30,13 +31,6 @@ def make(control, name, lines=ZERO, uuid=""):
     control.create(name, uuid)
     control.load(name, lines)
     return control.resume(name)
-
-
-def gone(control, name):
-    deadline = time.monotonic() + 20
-    while control.exists(name):
-        assert time.monotonic() < deadline, f"{name} is still there"
-        time.sleep(0.01)
 
 
 def test_lists_tell_uuids_and_event_numbers(control, name):
@@ -76,7 +70,7 @@ def test_a_deferred_removal_is_taken_back(control, name):
         assert control.exists(name)
         with made.path.open("rb"):
             control.remove(name, deferred=True)
-        gone(control, name)
+        gone(lambda: control.exists(name), name)
 
 
 def test_taking_back_needs_no_table(control, name):
@@ -101,7 +95,7 @@ def test_remove_all_takes_what_is_closed_and_marks_the_rest(control, name):
         assert not control.info(f"{name}-1").deferred_remove
         control.remove_all(deferred=True, i_know=True)
         assert control.info(f"{name}-1").deferred_remove
-    gone(control, f"{name}-1")
+    gone(lambda: control.exists(f"{name}-1"), f"{name}-1")
     assert above.dev not in [entry.dev for entry in control.list_devices()]
 
 

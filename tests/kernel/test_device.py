@@ -7,13 +7,13 @@ import errno
 import mmap
 import os
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 from dmsetup_oracle import assert_agrees, dmsetup
+from watching import interrupted_everywhere
 
 from dmcore.abi.devt import DevT
 from dmcore.abi.dm import TableLine
@@ -125,38 +125,7 @@ def test_a_name_or_uuid_that_is_taken_stays_with_its_owner(control, name):
             assert everything() == before
 
 
-def interrupted_everywhere(work):
-    """Call `work` with KeyboardInterrupt before the first line it runs in our modules, before the second ... to the last.
-
-    Yields after each; the last one was not interrupted.
-    """
-    files = {module.__file__ for module in (device, control_module, control_node, below, nodes)}
-    step, interrupted = 0, True
-    while interrupted:
-        step += 1
-        left = step
-
-        def trace(frame, event, argument):
-            nonlocal left
-            if frame.f_code.co_filename not in files:
-                return None
-            if event == "line":
-                left -= 1
-                if left == 0:
-                    sys.settrace(None)
-                    raise KeyboardInterrupt
-            return trace
-
-        interrupted = False
-        sys.settrace(trace)
-        try:
-            work()
-        except KeyboardInterrupt:
-            interrupted = True
-        finally:
-            sys.settrace(None)
-        yield
-    assert step > 50
+MODULES = (device, control_module, control_node, below, nodes)
 
 
 @pytest.mark.parametrize("uuid", ["", "U"])
@@ -164,7 +133,7 @@ def test_an_interrupt_at_any_line_of_create_leaves_nothing(control, name, uuid):
     before = everything()
     made = []
     for _ in interrupted_everywhere(
-        lambda: made.append(Device.create(control, name, ZERO, uuid=uuid and f"U-{name}"))
+        lambda: made.append(Device.create(control, name, ZERO, uuid=uuid and f"U-{name}")), *MODULES
     ):
         for each in made:
             each.remove()
@@ -176,7 +145,7 @@ def test_an_interrupt_at_any_line_of_create_leaves_nothing(control, name, uuid):
 
 def test_an_interrupt_at_any_line_of_reload_leaves_one_table_running(control, name):
     with Device.create(control, name, ZERO) as made:
-        for _ in interrupted_everywhere(lambda: made.reload(ERROR)):
+        for _ in interrupted_everywhere(lambda: made.reload(ERROR), *MODULES):
             state = made.info()
             assert (state.suspended, state.inactive, state.live) == (False, False, True)
             if made.table() != ZERO:

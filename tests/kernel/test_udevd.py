@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from dmsetup_oracle import assert_agrees, dmsetup
 from udevd import udevd  # noqa: F401 - a fixture
+from watching import gone, interrupted_everywhere
 
 from dmcore.errors import DeviceBusy, TableRejected
 from dmcore.kernel import device, sysv, udev
@@ -95,44 +96,16 @@ def test_failures_leave_no_cookie(control, name):
 
 def test_an_interrupt_at_any_line_leaves_no_cookie(control, name):
     """At every third line, another third on each kernel line (6.1, 6.12, 7.2)."""
-    files = {device.__file__, udev.__file__, sysv.__file__}
-    step, interrupted = int(os.uname().release.split(".")[1]) % 3, True
-    while interrupted:
-        step += 3
-        left = step
 
-        def trace(frame, event, argument):
-            nonlocal left
-            names = {frame.f_code.co_name, frame.f_back.f_code.co_name}
-            if frame.f_code.co_filename not in files or "__del__" in names:
-                return None
-            if event == "line":
-                left -= 1
-                if left == 0:
-                    sys.settrace(None)
-                    raise KeyboardInterrupt
-            return trace
+    def work():
+        with Device.create(control, name, ZERO):
+            pass
 
-        interrupted = False
-        sys.settrace(trace)
-        try:
-            with Device.create(control, name, ZERO):
-                pass
-        except KeyboardInterrupt:
-            interrupted = True
-        finally:
-            sys.settrace(None)
+    first = int(os.uname().release.split(".")[1]) % 3 + 3
+    for _ in interrupted_everywhere(work, device, udev, sysv, first=first, step=3):
         if control.exists(name):
             control.remove(name)
         assert "0xd4d" not in dmsetup("udevcookies")
-    assert step > 50
-
-
-def gone(check, what):
-    deadline = time.monotonic() + 20
-    while check():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 def test_a_rename_moves_udevs_link(control, name):
