@@ -17,7 +17,7 @@ KERNEL_TESTS = $(BIN)/python tests/tools/once_more.py tests examples -m dm --dm-
 EXAMPLES ?= 500
 TARGET ?=
 
-.PHONY: campaign demo test test-host test-kernels test-agree test-kills test-qemu test-wheel crash-campaign lint bench clean
+.PHONY: campaign support-table demo test test-host test-kernels test-agree test-kills test-qemu test-wheel crash-campaign lint bench clean
 
 demo: $(VENV)/.demo-$(VM)
 	$(BIN)/pytest examples --dm-vm=$(VM)
@@ -49,7 +49,14 @@ test-kills: $(VENV)/.test
 
 # What the kernel prints for generated tables, and which it takes, against the library: hours, or minutes with TARGET=flakey.
 campaign: $(VENV)/.test
-	PYTEST_DM_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/targets/test_conformance.py -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-timeout=3600 -k "$(if $(TARGET),$(TARGET),test)"
+	PYTEST_DM_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/targets/test_conformance.py tests/targets/test_integrity.py -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-timeout=3600 --junitxml=.campaign.xml -k "(takes_every_value or accept_the_same_lines) and ($(if $(TARGET),$(TARGET),test))"
+	$(BIN)/python tests/tools/support_table.py .campaign.xml
+
+# What each target does on each kernel, for docs/reference/support.md: the tests of targets, models and fixtures, noting what kernels do.
+SUPPORT_TESTS = tests/targets $(wildcard tests/differential) $(wildcard tests/kernel/test_fixtures_*.py)
+support-table: $(VENV)/.test
+	PYTEST_DM_SUPPORT=1 $(BIN)/pytest $(SUPPORT_TESTS) -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-timeout=280 --junitxml=.support.xml
+	$(BIN)/python tests/tools/support_table.py .support.xml
 
 test-qemu: $(VENV)/.test
 	$(BIN)/pytest examples tests/kernel/test_dmsetup_agrees.py tests/crash/test_order.py -m dm --dm-vm=qemu --dm-kernel=debian-6.1 --dm-kernel=debian-6.12 --dm-require --dm-timeout=280

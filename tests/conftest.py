@@ -1,6 +1,8 @@
 """With PYTEST_DM_AGREE in the environment every dm device that a test removes is first held against dmsetup.
 
 Its value is the start of the releases of the kernels on which that is done, such as "7.2", or "all".
+
+With PYTEST_DM_SUPPORT what the kernel does for each test is noted in its JUnit properties: see tests/targets/witness.py.
 """
 
 from __future__ import annotations
@@ -34,6 +36,27 @@ if _ENABLED:
         compared, differences = agreement.take()
         record_property(_COMPARED, compared)
         assert not differences, "dmsetup and dmcore differ:\n" + "\n\n".join(differences)
+
+
+if os.environ.get("PYTEST_DM_SUPPORT"):
+
+    @pytest.fixture(scope="session")
+    def _witness() -> Iterator[object]:
+        from witness import Witness
+
+        with Witness() as witness:
+            yield witness
+
+    @pytest.fixture(autouse=True)
+    def _notes(request: pytest.FixtureRequest, record_property) -> Iterator[None]:
+        if request.node.get_closest_marker("dm") is None:
+            yield
+            return
+        from witness import PROPERTY
+
+        witness = request.getfixturevalue("_witness")
+        yield
+        record_property(PROPERTY, witness.take())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

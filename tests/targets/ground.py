@@ -37,7 +37,7 @@ class Ground:
     def prepare(self, line: TableLine) -> None:
         """Make the devices fit for loading `line`."""
 
-    def fits(self, target: Target) -> bool:
+    def fits(self, target: Target, length: int) -> bool:
         """Whether the devices are large enough for it, which the library cannot know."""
         return True
 

@@ -33,7 +33,7 @@ CACHE = Cache(**REFS)
 
 
 class Caches(Blank):
-    def fits(self, target):
+    def fits(self, target, length):
         return target.block_sectors <= self.refs[target.cache]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import json
 import os
 import pickle
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import ground
 import pytest
+import witness
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +27,7 @@ from dmcore.params import quote, split_words
 from dmcore.ref import Ref
 from dmcore.registry import find, targets
 from dmcore.table import Table
-from dmcore.target import NO_FEATURES, Features, Requirement, Space
+from dmcore.target import NO_FEATURES, Features, Requirement, Space, Target
 
 ROOT = Path(__file__).parents[2]
 ALL = frozenset(name for kind in targets().values() for name in kind.features)
@@ -163,15 +165,45 @@ def _supported(lab, kind) -> None:
         pytest.skip(str(missing))
 
 
+def test_forms_are_told_of_every_status():
+    """The support table counts them; one that is not told here would count as seen everywhere."""
+    assert {name for name, kind in targets().items() if witness.forms(kind)} == {
+        name for name, kind in targets().items() if kind.parse_status is not Target.parse_status
+    }
+    named = [message for kind in targets().values() for message in witness.messages(kind)]
+    assert len(named) == len(set(named)), "a message is told by its class's name alone"
+    assert "PoolMode.READ_ONLY" in witness.forms(targets_of.ThinPool)
+    assert {"Failed", "ThinPoolStatus.needs_check", "ThinPoolStatus.held_root"} <= set(
+        witness.forms(targets_of.ThinPool)
+    )
+    failed = targets_of.Raid.__module__  # a status inside a status, and members of enumerations in tuples
+    state = sys.modules[failed].DeviceState
+    assert f"DeviceState.{state.FAILED.name}" in witness.forms(targets_of.Raid)
+
+
+@pytest.mark.dm
+def test_which_targets_this_kernel_has(lab, record_property):
+    versions: dict[str, str | None] = {}
+    for name in targets():
+        try:
+            versions[name] = ".".join(map(str, lab.control.target_version(name)))
+        except Unsupported:
+            versions[name] = None
+    assert versions["linear"]
+    record_property("dm_kernel", json.dumps({"release": os.uname().release, "targets": versions}))
+
+
 @pytest.mark.dm
 @each_printed
-def test_the_kernel_takes_every_value_and_prints_its_readback(lab, kind):
+def test_the_kernel_takes_every_value_and_prints_its_readback(lab, kind, record_property):
     _supported(lab, kind)
+    count = 0
     with _ground(lab, kind) as below:
 
         @settings(kernel, max_examples=max(kernel.max_examples, CAMPAIGN))
         @given(_tables(kind, below.refs, lab.features))
         def check(table: Table) -> None:
+            nonlocal count
             (line,) = table.encode(str)
             below.prepare(line)
             with lab.empty() as device:
@@ -180,8 +212,10 @@ def test_the_kernel_takes_every_value_and_prints_its_readback(lab, kind):
                 assert Table.from_lines(printed) == table.readback(lab.features)
                 (status,) = lab.control.status(device, inactive=True)
                 table.lines[0].target.parse_status(status.params)
+            count += 1
 
         check()
+    record_property("dm_read_back", f"{kind.kernel_name} {count}")
 
 
 NASTY = st.sampled_from([
@@ -243,7 +277,7 @@ def _library_accepts(line: TableLine, lab, below) -> bool:
         return False
     # Which other devices exist, and how large they are, the library cannot know.
     assume(set(table.refs()) <= set(below.refs))
-    assume(below.fits(table.lines[0].target))
+    assume(below.fits(table.lines[0].target, line.length))
     return all(requirement.features <= lab.features for requirement in table.needs())
 
 
@@ -276,9 +310,10 @@ def _on_purpose(line: TableLine, features: Features) -> bool:
 
 @pytest.mark.dm
 @each_printed
-def test_kernel_and_library_accept_the_same_lines(lab, kind):
+def test_kernel_and_library_accept_the_same_lines(lab, kind, record_property):
     """The size of the devices below is not compared: a live device's next table is checked for it at resume only."""
     _supported(lab, kind)
+    counts = {"accepted": 0, "refused": 0}
     with lab.device(targets_of.Linear(dev=lab.refs[0]), 8) as live, _ground(lab, kind) as below:
 
         @settings(kernel, max_examples=EXAMPLES)
@@ -296,9 +331,11 @@ def test_kernel_and_library_accept_the_same_lines(lab, kind):
                 except TableRejected as refused:
                     kernel_says = ["refused", *refused.kernel_log]
             assert library == (kernel_says[0] == "accepted"), f"{line}: {kernel_says}"
-            event("accepted" if library else "refused")
+            event(kernel_says[0])
+            counts[kernel_says[0]] += 1
 
         try:
             check()
         finally:
             lab.control.clear(live.dev)
+    record_property("dm_lines", f"{kind.kernel_name} {counts['accepted']} {counts['refused']}")

@@ -33,7 +33,7 @@ RING = replace(CRYPT, key=KeyringKey(64, "logon", "pytest:one"))
 class CryptGround(Ground):
     """The kernel must have the cipher, and the keyring the key, which the library cannot know."""
 
-    def fits(self, target: Target) -> bool:
+    def fits(self, target: Target, length: int) -> bool:
         assert isinstance(target, targets.Crypt)
         return isinstance(target.key, Key) and "aes" in target.cipher and len(target.key) > 0
 

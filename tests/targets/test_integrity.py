@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import subprocess
 import time
@@ -202,17 +203,19 @@ def _without_numbers(value: targets.Integrity) -> targets.Integrity:
 
 
 @pytest.mark.dm
-def test_the_kernel_takes_every_value_and_prints_what_is_known_of_it(lab):
+def test_the_kernel_takes_every_value_and_prints_what_is_known_of_it(lab, record_property):
+    count = 0
     refs = {ref: disk.size // 512 for ref, disk in zip(lab.refs, lab.disks, strict=True)}
 
     @settings(
-        max_examples=25,
+        max_examples=max(25, int(os.environ.get("PYTEST_DM_EXAMPLES", "0"))),
         deadline=None,
         database=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
     @given(targets.Integrity.strategy(Space(refs, 64, lab.features)))
     def check(value: targets.Integrity) -> None:
+        nonlocal count
         lab.wipe()
         table = Table.of(value, 64)
         with lab.empty() as device:
@@ -221,8 +224,10 @@ def test_the_kernel_takes_every_value_and_prints_what_is_known_of_it(lab):
         assert _without_numbers(printed) == _without_numbers(value.readback(lab.features))
         assert value.tag_size in {None, printed.tag_size}
         assert value.mode is not Mode.JOURNAL or value.commit_time in {None, printed.commit_time}
+        count += 1
 
     check()
+    record_property("dm_read_back", f"integrity {count}")
 
 
 @pytest.mark.dm

@@ -223,7 +223,7 @@ class Whole(grounds.Ground):
 
     fresh = True
 
-    def fits(self, target) -> bool:
+    def fits(self, target, length: int) -> bool:
         return not (target.handler and target.groups)
 
 

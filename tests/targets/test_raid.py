@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import ground as grounds
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from dmcore import targets
 from dmcore.errors import IoctlError, ParseError, SpecError, TableRejected
 from dmcore.kernel.device import Device
+from dmcore.kernel.loop import LoopDevice
 from dmcore.ref import Ref
 from dmcore.table import Line, Table
 from dmcore.target import NO_FEATURES
@@ -274,8 +278,20 @@ class Parts(grounds.Ground):
     def prepare(self, line) -> None:
         self.lab.wipe()
 
-    def fits(self, target: Raid) -> bool:
-        return False
+    def fits(self, target: Raid, length: int) -> bool:
+        """Whether a new set can be run of it, as far as that depends on what is on the devices."""
+        refs = target.refs()
+        count = len(target.devices)
+        copies = (target.raid10_copies or 2) if target.kind.level == 10 else 1
+        shared = 1 if target.kind.level == 1 else count - target.kind.parity
+        missing = sum(device.data is None for device in target.devices)
+        conversion = target.rebuild or target.journal_dev or target.data_offset or target.delta_disks
+        return (
+            len(set(refs)) == len(refs)
+            and not conversion
+            and missing <= {0: 0, 1: count - 1, 10: 0}.get(target.kind.level, target.kind.parity)
+            and length * copies // shared <= PART
+        )
 
 
 @contextlib.contextmanager
@@ -312,6 +328,17 @@ def _until(device: Device, done) -> RaidStatus:
 
 def _idle(device: Device) -> RaidStatus:
     return _until(device, lambda status: status.action is SyncAction.IDLE)
+
+
+def _quiet(device: Device) -> RaidStatus:
+    """Return the status once nothing goes on and the last action is put away: md loses what it is told just before."""
+    while True:
+        seen = device.info().event_nr
+        status = _idle(device)
+        with contextlib.suppress(IoctlError):
+            device.wait(seen, timeout=0.1)
+            continue
+        return status
 
 
 def _letters(status: RaidStatus) -> str:
@@ -379,8 +406,9 @@ def test_devices_fail_and_are_made_anew(lab, parts, kind, count, bad):
         assert device.table() == Table.of(again, length)
         _until(device, lambda status: status.in_sync)
         assert file.read(0, len(content)) == content
+        _quiet(device)
         device.send(Check())
-        assert _idle(device).mismatches == 0
+        assert _quiet(device).mismatches == 0
 
 
 @pytest.mark.dm
@@ -391,16 +419,17 @@ def test_check_and_repair(lab, parts):
         _until(device, lambda status: status.in_sync)
         with lab.disk(1) as disk:
             disk.write(4096, b"x" * 512)
+        _quiet(device)
         device.send(Check())
         assert _until(device, lambda status: status.mismatches).mismatches % 8 == 0
-        _idle(device)
+        _quiet(device)
         device.send(Repair())
         _until(device, lambda status: status.action is SyncAction.IDLE and not status.mismatches)
+        _quiet(device)
         device.send(Check())
-        _idle(device)
-        assert _state(device).mismatches == 0
+        assert _quiet(device).mismatches == 0
         device.send(Resync())
-        _idle(device)
+        _quiet(device)
         device.send(Recover())
         _idle(device)
     with lab.disk(0) as first, lab.disk(1) as second:
@@ -412,17 +441,20 @@ def test_what_goes_on_can_be_stopped(lab, parts):
     """Kernels from 6.12 on answer EINVAL to what they have done."""
     slow = Raid(kind=RaidType.RAID1, devices=_devices(parts, 2, meta=False), max_recovery_rate=1)
     with lab.device(slow, PART) as device:
+        old = os.uname().release.startswith(
+            "6.1."
+        )  # what is stopped or begun at the wrong time takes that one down
+        if old:
+            _quiet(device)
         for message in (Idle(), Frozen()):
             with contextlib.suppress(IoctlError):
                 device.send(message)
         assert _state(device).action in set(SyncAction)
         with device.suspended():
-            refused = 0
-            try:
-                device.send(Check())
-            except IoctlError as error:
-                refused = error.errno
-            assert refused in {0, errno.EBUSY}, "the second from 6.12 on"
+            if not old:
+                with pytest.raises(IoctlError) as caught:
+                    device.send(Check())
+                assert caught.value.errno == errno.EBUSY
 
 
 @pytest.mark.dm
@@ -473,3 +505,58 @@ def test_nosync_believes_what_is_there(lab, parts):
         _until(device, lambda status: status.in_sync and status.done == PART)
     with lab.disk(1) as disk:
         assert disk.read(0, 4096) == bytes(4096)
+
+
+JOURNAL = 8192
+"""Sectors: the kernel wants 4 MiB."""
+
+
+@contextlib.contextmanager
+def _journal_disk(folder: Path) -> Iterator[LoopDevice]:
+    with (folder / "journal").open("wb") as file:
+        file.truncate(JOURNAL * 512)
+    with LoopDevice.attach(folder / "journal") as disk:
+        yield disk
+
+
+@pytest.mark.dm
+@pytest.mark.parametrize(
+    ("mode", "state"),
+    [
+        (None, DeviceState.IN_SYNC),
+        (JournalMode.WRITETHROUGH, DeviceState.IN_SYNC),
+        (JournalMode.WRITEBACK, DeviceState.NOT_IN_SYNC),
+    ],
+)
+def test_a_journal(lab, parts, tmp_path, mode, state):
+    content = b"journal!" * 64 * PART
+    with _journal_disk(tmp_path) as disk, lab.device(targets.Linear(dev=disk.ref), JOURNAL) as journal:
+        value = Raid(
+            kind=RaidType.RAID5_LS, chunk=8, devices=_devices(parts, 3, meta=True),
+            journal_dev=journal.ref, journal_mode=mode,
+        )  # fmt: skip
+        with lab.open(value, PART) as (device, file):
+            assert device.table() == Table.of(value.readback(NO_FEATURES), PART)
+            file.write(0, content)
+            _until(device, lambda status: status.in_sync)
+            assert _state(device).journal is state
+            file.drop_caches()
+            assert file.read(0, len(content)) == content
+
+
+@pytest.mark.dm
+def test_a_reshape_begins(lab, parts):
+    """First free space is set aside at the end of each device, then parity is to go elsewhere."""
+    room = 64
+    used = (PART - room) // 8 * 8
+    value = Raid(kind=RaidType.RAID5_LS, chunk=8, devices=_devices(parts, 3, meta=True))
+    with lab.device(value, 2 * used) as device:
+        _until(device, lambda status: status.in_sync)
+    with lab.device(replace(value, data_offset=room), 2 * used) as device:
+        _until(device, lambda status: status.in_sync)
+    changed = replace(value, kind=RaidType.RAID5_N, data_offset=room)
+    with lab.device(changed, 2 * used) as device:
+        status = _until(device, lambda status: status.action is SyncAction.RESHAPE)
+        assert status.kind is RaidType.RAID5_N
+        assert set(status.devices) == {DeviceState.NOT_IN_SYNC}
+        assert device.table().lines[0].target.kind is RaidType.RAID5_N

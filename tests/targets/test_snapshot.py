@@ -42,7 +42,7 @@ class SafeWords(Blank):
             assume(not (transient and (line.type == "snapshot-merge" or not number.strip("0"))))
         super().prepare(line)
 
-    def fits(self, target: Target) -> bool:
+    def fits(self, target: Target, length: int) -> bool:
         assert isinstance(target, Snapshot | targets.SnapshotMerge)
         return target.store is Store.TRANSIENT or 2 * (target.chunk or 32) <= self.refs[target.cow]
 

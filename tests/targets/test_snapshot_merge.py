@@ -192,3 +192,18 @@ def test_a_merge_that_cannot_read_its_chunks_fails(lab):
     with lab.open(_merge(lab), 512) as (device, file):
         _until(device, lambda status: status.empty)
         assert file.read(0, 64 * CHUNK) == _merged(10), "with the disk healed, nothing is lost"
+
+
+@pytest.mark.dm
+def test_an_invalid_snapshot_is_not_merged(lab):
+    with lab.disk(0) as below:
+        below.write(0, b"o" * (64 * CHUNK))
+    small = targets.Linear(dev=lab.refs[1])
+    with lab.device(small, 32) as cow:
+        shot = targets.Snapshot(origin=lab.refs[0], cow=cow.ref, chunk=8)
+        with lab.open(shot, 512) as (_, file), pytest.raises(OSError) as full:
+            file.write(0, b"s" * (64 * CHUNK))
+        assert full.value.errno == errno.EIO
+        with lab.open(SnapshotMerge(origin=lab.refs[0], cow=cow.ref, chunk=8), 512) as (device, file):
+            assert _state(device) == SnapshotStatus(SnapshotState.INVALID)
+            assert file.read(0, 64 * CHUNK) == b"o" * (64 * CHUNK)

@@ -39,7 +39,7 @@ FEC = replace(VERITY, hash_block_size=4096, fec=Fec(dev=PARITY, start=3, blocks=
 class VerityGround(Ground):
     """Tree and parity must fit the devices, and the kernel must have the hash, which the library cannot know."""
 
-    def fits(self, target: Target) -> bool:
+    def fits(self, target: Target, length: int) -> bool:
         assert isinstance(target, targets.Verity)
         room = self.refs[target.hashes] * 512 // target.hash_block_size - target.hash_start
         least = target.tree_blocks

@@ -27,7 +27,7 @@ WRITECACHE = Writecache(**REFS)
 
 
 class Caches(Blank):
-    def fits(self, target):
+    def fits(self, target, length):
         left = (self.refs[target.cache] - target.start_sector) * 512
         first = -(-80 // target.block_size) * target.block_size
         return left >= first + target.block_size

@@ -1,0 +1,306 @@
+"""Make docs/reference/support.md: what each target does on each kernel, from a run of the tests.
+
+`make support-table` runs them with PYTEST_DM_SUPPORT=1 and `--junitxml`, and gives the result to this program, which keeps what
+it finds in tests/data/support.json: a run of one kernel, or of one target's campaign, replaces its part only.
+
+Usage: support_table.py [JUNIT.xml ...]     (without a file: make the page again from what is kept)
+
+It fails if a cell says no and `support_reasons.toml` does not say why.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tomllib
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests/targets"))
+
+import witness  # noqa: E402
+
+from dmcore.model.registry import modelled  # noqa: E402
+from dmcore.registry import targets  # noqa: E402
+
+DATA = ROOT / "tests/data/support.json"
+PAGE = ROOT / "docs/reference/support.md"
+REASONS = ROOT / "tests/tools/support_reasons.toml"
+CAMPAIGN = 500
+"""Generated tables of a target on one kernel that count as its campaign."""
+
+_KERNEL = re.compile(r"[\[-]((?:uml|debian)-[0-9.]+)\]$")
+_DIFFERENTIAL = "tests.differential"
+
+Data = dict[str, dict[str, Any]]
+"""What was seen of each kernel, by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """Something that is not there on a kernel."""
+
+    target: str
+    what: str
+    kernel: str
+
+
+def _blank() -> dict[str, Any]:
+    return {
+        "release": "", "date": "", "versions": {}, "loads": [], "read_back": {}, "status": {}, "messages": {},
+        "models": [], "campaigns": {}, "lines": {},
+    }  # fmt: skip
+
+
+def read(path: Path, data: Data) -> None:
+    """Add what the tests of one JUnit file saw; only those that passed count."""
+    owners = {message: name for name, kind in targets().items() for message in witness.messages(kind)}
+    for suite in ET.parse(path).getroot().iter("testsuite"):
+        date = suite.get("timestamp", "")[:10]
+        for case in suite.iter("testcase"):
+            found = _KERNEL.search(case.get("name", ""))
+            if not found or any(case.find(word) is not None for word in ("failure", "error", "skipped")):
+                continue
+            kernel = data.setdefault(found[1], _blank())
+            if _DIFFERENTIAL in case.get("classname", ""):
+                _add_model(kernel, case.get("name", "").removesuffix(found[0]))
+            for note in case.iter("property"):
+                _add(kernel, str(note.get("name")), str(note.get("value")), owners, date)
+
+
+def _add_model(kernel: dict[str, Any], name: str) -> None:
+    """Note the target that a differential test names in its id."""
+    words = set(re.split(r"[\[\]]", name)[1:2])
+    for target in modelled():
+        if any(
+            word == target or word.startswith(f"{target}-") or word.endswith(f"-{target}") for word in words
+        ):
+            _insert(kernel["models"], target)
+
+
+def _insert(words: list[str], word: str) -> None:
+    if word not in words:
+        words.append(word)
+        words.sort()
+
+
+def _add(kernel: dict[str, Any], name: str, value: str, owners: dict[str, str], date: str) -> None:
+    if name == "dm_kernel":
+        told = json.loads(value)
+        kernel.update(release=told["release"], versions=told["targets"], date=date)
+    elif name == "dm_read_back":
+        target, count = value.split()
+        kernel["read_back"][target] = date
+        if int(count) >= CAMPAIGN:
+            kernel["campaigns"][target] = [int(count), date]
+    elif name == "dm_lines":
+        target, accepted, refused = value.split()
+        if int(accepted) + int(refused) >= CAMPAIGN // 2:
+            kernel["lines"][target] = [int(accepted), int(refused), date]
+    elif name == witness.PROPERTY:
+        for word in value.split():
+            _add_seen(kernel, word, owners)
+
+
+def _add_seen(kernel: dict[str, Any], word: str, owners: dict[str, str]) -> None:
+    what, _, rest = word.partition(":")
+    target, _, form = rest.partition(":")
+    if what == "loads" and target in targets():
+        _insert(kernel["loads"], target)
+    elif what == "status" and target in targets():
+        _insert(kernel["status"].setdefault(target, []), form)
+    elif what == "message" and target in owners:
+        _insert(kernel["messages"].setdefault(owners[target], []), target)
+
+
+def lacks(data: Data) -> list[Lack]:
+    """Return everything that the table says no to."""
+    found: list[Lack] = []
+    for kernel, seen in data.items():
+        for name, kind in targets().items():
+            if not seen["versions"].get(name):
+                found.append(Lack(name, "target", kernel))
+                continue
+            wanted = {
+                "loads": (["loads"], seen["loads"] and ["loads"] * (name in seen["loads"])),
+                "reads back": (["reads back"], ["reads back"] * (name in seen["read_back"])),
+                "model": (["model"], ["model"] * (name in seen["models"])),
+                "campaign": (["campaign"], ["campaign"] * (name in seen["campaigns"])),
+                "status": (witness.forms(kind), seen["status"].get(name, [])),
+                "message": (witness.messages(kind), seen["messages"].get(name, [])),
+            }
+            for column, (all_of, there) in wanted.items():
+                for one in all_of:
+                    if one not in there:
+                        what = column if one == column else f"{column} {one}"
+                        found.append(Lack(name, what, kernel))
+    return found
+
+
+def reasons() -> list[dict[str, str]]:
+    """Return the reasons as they stand in the file: patterns of target, what and kernel, and why."""
+    return tomllib.loads(REASONS.read_text(encoding="utf-8"))["reason"]
+
+
+def why(lack: Lack) -> str | None:
+    """Return the first reason that fits."""
+    for reason in reasons():
+        patterns = (reason["target"], reason["what"], reason.get("kernel", "*"))
+        values = (lack.target, lack.what, lack.kernel)
+        if all(
+            any(fnmatchcase(value, one) for one in pattern.split(", "))
+            for value, pattern in zip(values, patterns, strict=True)
+        ):
+            return reason["why"]
+    return None
+
+
+def _cell(data: Data, name: str, column: str, missing: set[tuple[str, str]]) -> str:
+    """Return a cell: yes, no, or the kernels that do."""
+    there = [kernel for kernel, seen in data.items() if seen["versions"].get(name)]
+    good = [kernel for kernel in there if (column, kernel) not in missing]
+    if not there or not good:
+        return "no"
+    return "yes" if len(good) == len(data) else ", ".join(short(kernel) for kernel in good)
+
+
+def _counted(
+    data: Data, name: str, column: str, every: tuple[str, ...], missing: set[tuple[str, str]]
+) -> str:
+    """Return a cell of forms or messages: how many of all were seen, on each kernel if they differ."""
+    if not every:
+        return "-"
+    counts: dict[str, int] = {}
+    for kernel, seen in data.items():
+        if seen["versions"].get(name):
+            unseen = sum((f"{column} {one}", kernel) in missing for one in every)
+            counts[short(kernel)] = len(every) - unseen
+    if not counts:
+        return "no"
+    if len(set(counts.values())) == 1 and len(counts) == len(data):
+        return f"{next(iter(counts.values()))} of {len(every)}"
+    return ", ".join(f"{kernel}: {count} of {len(every)}" for kernel, count in counts.items())
+
+
+def short(kernel: str) -> str:
+    """Return a kernel's name as cells have it."""
+    return kernel.removeprefix("uml-")
+
+
+_HEAD = """# What works on which kernel
+
+Made by `make support-table` from a run of the tests on each kernel; not edited by hand. A target, a form of its status, or a
+message counts if a test that passed got it from that kernel: *loads* a table; *reads back* what is printed for generated tables as
+the value that was loaded; *status*, how many of the forms that the typed status has (its classes, the members of its enumerations,
+what may be true or absent); *messages*, how many of the typed messages the kernel took; *model*, the userspace model behaved as
+the kernel in the differential tests. A dash says that there is nothing of the kind. What is missing, and why, stands below.
+"""
+
+
+def render(data: Data) -> str:
+    """Return the page.
+
+    Raises:
+        SystemExit: Something is missing without a reason.
+    """
+    all_lacks = lacks(data)
+    unexplained = [lack for lack in all_lacks if why(lack) is None]
+    if unexplained:
+        listed = "\n".join(f"  {lack.target}: {lack.what} on {lack.kernel}" for lack in unexplained)
+        raise SystemExit(f"{REASONS.name} does not say why there is no\n{listed}")
+    lines = [_HEAD, "| kernel | release | run |", "|---|---|---|"]
+    lines += [f"| {short(kernel)} | {seen['release']} | {seen['date']} |" for kernel, seen in data.items()]
+    lines += ["", "| target | loads | reads back | status | messages | model |", "|---|---|---|---|---|---|"]
+    missing = {
+        name: {(lack.what, lack.kernel) for lack in all_lacks if lack.target == name} for name in targets()
+    }
+    for name, kind in targets().items():
+        cells = [_cell(data, name, column, missing[name]) for column in ("loads", "reads back")]
+        cells.append(_counted(data, name, "status", witness.forms(kind), missing[name]))
+        cells.append(_counted(data, name, "message", witness.messages(kind), missing[name]))
+        cells.append(_cell(data, name, "model", missing[name]))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "## What is not there, and why",
+        "",
+        "| target | what | kernels | why |",
+        "|---|---|---|---|",
+    ]
+    lines += _reason_rows([lack for lack in all_lacks if lack.what != "campaign"])
+    lines += ["", *_campaigns(data), *_uncampaigned([lack for lack in all_lacks if lack.what == "campaign"])]
+    return "\n".join(lines) + "\n"
+
+
+def _reason_rows(found: list[Lack]) -> list[str]:
+    """Return a row for each target and reason."""
+    rows: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
+    kernels: dict[tuple[str, str], list[str]] = {}
+    for lack in found:
+        kernels.setdefault((lack.target, lack.what), []).append(short(lack.kernel))
+    for (target, what), where in kernels.items():
+        lack = next(one for one in found if one.target == target and one.what == what)
+        rows.setdefault((target, tuple(where), str(why(lack))), []).append(what)
+    return [
+        f"| {target} | {', '.join(what)} | {', '.join(where)} | {reason} |"
+        for (target, where, reason), what in sorted(rows.items())
+    ]
+
+
+def _campaigns(data: Data) -> list[str]:
+    """Return the table of generated tables."""
+    head = [
+        "## Campaigns of generated tables",
+        "",
+        "`make campaign`: how many generated tables each kernel took and printed as their readback, and, of lines with a few words",
+        "changed, how many kernel and library both took + both refused. No difference was left unexplained.",
+        "",
+        f"| target | {' | '.join(short(kernel) for kernel in data)} | last run |",
+        f"|---|{'---|' * len(data)}---|",
+    ]
+    rows: list[str] = []
+    for name in targets():
+        cells: list[str] = []
+        dates: set[str] = set()
+        for seen in data.values():
+            tables = seen["campaigns"].get(name)
+            changed = seen["lines"].get(name)
+            cells.append(" ".join([
+                str(tables[0]) if tables else "-", *([f"({changed[0]} + {changed[1]})"] if changed else [])
+            ]))  # fmt: skip
+            dates.update(entry[-1] for entry in (tables, changed) if entry)
+        if any(cell != "-" for cell in cells):
+            rows.append(f"| {name} | {' | '.join(cells)} | {max(dates)} |")
+    return [*head, *rows, ""]
+
+
+def _uncampaigned(found: list[Lack]) -> list[str]:
+    names: dict[str, list[str]] = {}
+    for lack in found:
+        names.setdefault(f"{why(lack)}", []).append(f"{lack.target} ({short(lack.kernel)})")
+    return [f"Not there: {', '.join(listed)}: {reason}" for reason, listed in sorted(names.items())]
+
+
+def main(arguments: list[str]) -> int:
+    """Read the files, keep what they say, and write the page."""
+    data: Data = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
+    for argument in arguments:
+        read(Path(argument), data)
+    ordered = {kernel: data[kernel] for kernel in sorted(data, key=_order)}
+    DATA.write_text(json.dumps(ordered, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    PAGE.write_text(render(ordered), encoding="utf-8")
+    return 0
+
+
+def _order(kernel: str) -> tuple[str, list[int]]:
+    family, _, version = kernel.rpartition("-")
+    return family, [int(part) for part in version.split(".")]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
