@@ -72,6 +72,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/crash.py
 	$(BIN)/python benchmarks/verity.py
+	$(BIN)/python benchmarks/volumes.py
 
 $(VENV)/.demo-$(VM): pyproject.toml
 	@$(call ensure,$(DEMO_PACKAGES))

@@ -77,6 +77,46 @@ def test_a_file_takes_any_offset_and_length():
     assert disk.read(2, 2)[488:493] == b"hello"
 
 
+class _Counting(MemoryStore):
+    """A disk that notes its requests."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.requests: list[tuple[str, int, int]] = []
+
+    def readinto(self, sector, buffer, flags=0):
+        self.requests.append(("read", sector, len(buffer)))
+        super().readinto(sector, buffer, flags)
+
+    def write(self, sector, data, flags=0):
+        self.requests.append(("write", sector, len(data)))
+        super().write(sector, data, flags)
+
+    def flush(self):
+        self.requests.append(("flush", 0, 0))
+
+
+def test_a_buffered_file_reads_ahead_gathers_writes_and_flushes_behind_them():
+    disk = _Counting(MIB)
+    with open_volume(f"0 {MIB // 512} linear m 0", {"m": disk}) as volume, volume.buffered(65536) as file:
+        for number in range(20):
+            file.write(bytes([number]) * 4096)
+        assert [kind for kind, _, _ in disk.requests] == ["write"]
+        file.flush()
+        assert [kind for kind, _, _ in disk.requests][-2:] == ["write", "flush"]
+        assert sum(size for kind, _, size in disk.requests if kind == "write") == 20 * 4096
+        disk.requests.clear()
+        file.seek(0)
+        assert [file.read(4096)[:1][0] for _ in range(16)] == [*range(16)]
+        assert disk.requests == [("read", 0, 65536)]
+        file.seek(100)
+        file.write(b"x" * 7)
+        assert file.read(1) == b"\0"
+        file.seek(99)
+        assert file.read(9) == b"\0xxxxxxx\0"
+    assert disk.read(0, 1)[100:107] == b"x" * 7
+
+
 @pytest.mark.parametrize(
     ("offset", "length", "field"),
     [(1, 512, "offset"), (0, 100, "length"), (8192, 512, "length"), (-512, 512, "offset")],

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine"]
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 17
 """Bytes that one thread converts at once: what stays in its cache."""
 _LANES = max(1, min(4, os.cpu_count() or 1))
 _TCW_WHITENING = 16
