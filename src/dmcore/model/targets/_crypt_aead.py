@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 from abc import ABC, abstractmethod
-from functools import partial
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -16,7 +15,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from dmcore.errors import SpecError
-from dmcore.model.targets._crypt_blocks import Block, bad_key, digest, hash_size, new_hash, unsupported
+from dmcore.formats.hashes import digest_size, new_hash
+from dmcore.model.targets._crypt_blocks import Block, bad_key, digest, unsupported
 from dmcore.model.targets._crypt_modes import make_mode, split_name
 
 __all__ = ["Aead", "make_aead"]
@@ -91,14 +91,14 @@ class _Authenc(Aead):
     """Another cipher, and an HMAC over what is to be authenticated and the ciphertext."""
 
     def __init__(self, hash_name: str, cipher: str, key: bytes, mac_size: int | None) -> None:
-        most = hash_size(hash_name)
+        most = digest_size(hash_name)
         mac = most if mac_size is None else mac_size
         if len(key) < mac:
             raise SpecError(
                 "key", f"<{len(key)} bytes>", f"has no room for {mac} bytes of the key of hmac({hash_name})"
             )
         self._mode = make_mode(cipher, key[: len(key) - mac])
-        self._mac = hmac.new(key[len(key) - mac :], digestmod=partial(new_hash, hash_name))
+        self._mac = new_hash(f"hmac({hash_name})", key[len(key) - mac :])
         self.iv_size, self.block = self._mode.iv_size, self._mode.block
         self.tag_sizes = range(1, most + 1)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -12,6 +10,7 @@ from cryptography.hazmat.decrepit.ciphers import algorithms as decrepit
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from dmcore.errors import SpecError, Unsupported
+from dmcore.formats.hashes import hash_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     Words: TypeAlias = NDArray[np.uint64]
     Octets: TypeAlias = NDArray[np.uint8]
 
-__all__ = ["BLOCKS", "Block", "bad_key", "block_size", "digest", "hash_size", "new_hash", "unsupported"]
+__all__ = ["BLOCKS", "Block", "bad_key", "block_size", "digest", "unsupported"]
 
 
 def _single_des(key: bytes) -> Any:
@@ -40,16 +39,6 @@ _BLOCKS: dict[str, tuple[Callable[[bytes], Any], int, Iterable[int]]] = {
 }
 BLOCKS = tuple(_BLOCKS)
 """Names of the block ciphers that are there."""
-
-_HASHES: dict[str, Callable[..., Any]] = {
-    **{
-        name: partial(hashlib.new, name)
-        for name in ("md5", "sha1", "sha224", "sha256", "sha384", "sha512", "sm3")
-    },
-    **{f"sha3-{bits}": partial(hashlib.new, f"sha3_{bits}") for bits in (224, 256, 384, 512)},
-    **{f"blake2b-{bits}": partial(hashlib.blake2b, digest_size=bits // 8) for bits in (160, 256, 384, 512)},
-    "rmd160": partial(hashlib.new, "ripemd160"),
-}
 
 
 def block_size(name: str) -> int:
@@ -73,31 +62,11 @@ def bad_key(name: str, size: int, allowed: Iterable[int]) -> SpecError:
     return SpecError("key", f"<{size} bytes>", f"{name} takes {shown} bytes")
 
 
-@cache
-def _hash(name: str) -> Callable[..., Any]:
-    made = _HASHES.get(name)
-    if made is None:
-        raise unsupported(name)
-    try:
-        made(b"")
-    except ValueError:
-        raise unsupported(name) from None
-    return made
-
-
-def new_hash(name: str, data: bytes = b"") -> Any:
-    """Return a hash object by the kernel's name of the algorithm; Unsupported if it is not there."""
-    return _hash(name)(data)
-
-
 def digest(name: str, data: bytes) -> bytes:
-    """Return the hash of `data`."""
-    return bytes(new_hash(name, data).digest())
-
-
-def hash_size(name: str) -> int:
-    """Return the bytes of a digest."""
-    return int(new_hash(name).digest_size)
+    """Return the hash of `data` by the kernel's name of the algorithm; Unsupported if it is not there."""
+    state = hash_named(name)()
+    state.update(data)
+    return state.digest()
 
 
 class Block:
