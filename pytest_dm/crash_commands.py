@@ -139,13 +139,7 @@ class _Meter:
         if self._quiet or (not self._terminal and progress.seconds < self._next):
             return
         self._next = progress.seconds + 10
-        left = [] if progress.states_left is None else [f"{progress.states_left} states"]
-        left += [] if progress.seconds_left is None else [f"{progress.seconds_left:.0f} s"]
-        line = (
-            f"{progress.generated} states, {progress.distinct} distinct, {progress.checked} checked "
-            f"({progress.rate:.0f}/s), {progress.violating} failing{'; left: ' + ', '.join(left) if left else ''}"
-        )
-        sys.stderr.write(f"\r\x1b[K{line}" if self._terminal else f"pytest-dm: {line}\n")
+        sys.stderr.write(f"\r\x1b[K{progress}" if self._terminal else f"pytest-dm: {progress}\n")
         sys.stderr.flush()
 
     def end(self) -> None:

@@ -144,13 +144,15 @@ def dm_log_writes(dm: Dm) -> devices.LogWrites:
 def dm_crash(request: pytest.FixtureRequest, dm: Dm) -> DmCrash:
     """Records what a workload writes, and explores the states that a power cut could have left of it."""
     from pytest_dm.crash.session import DmCrash  # noqa: PLC0415 - only where a test records
+    from pytest_dm.progress import teller  # noqa: PLC0415
 
     node = _node(request)
     assert isinstance(node, pytest.Item)
     options = Options.of(node.config)
     crash = DmCrash(
-        dm, node.nodeid, options.crash, artifacts=reporting.artifacts(node.config), shown=options.artifacts
-    )
+        dm, node.nodeid, options.crash,
+        artifacts=reporting.artifacts(node.config), shown=options.artifacts, tell=teller(node.config),
+    )  # fmt: skip
     reporting.explored(node, crash.results)
     return crash
 

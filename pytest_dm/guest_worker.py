@@ -13,7 +13,9 @@ from pytest_dm import markers
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["GuestWorker"]
+__all__ = ["PLUGIN_NAME", "GuestWorker"]
+
+PLUGIN_NAME = "dm-guest-worker"
 
 _ANSWER_SECONDS = 10.0
 
@@ -55,6 +57,10 @@ class GuestWorker:
     def _mark(self, line: str) -> None:
         if self._control is not None:
             os.write(self._control, f"{line}\n".encode())
+
+    def tell(self, line: str) -> None:
+        """Have the host say a line to whoever watches."""
+        self._mark(f"note {line}")
 
     def _await_answer(self) -> None:
         if self._control is not None and select.select([self._control], [], [], _ANSWER_SECONDS)[0]:

@@ -65,9 +65,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", markers.DESCRIPTION)
     options = Options.of(config)
     if _is_worker(config) and backend.in_guest():
-        from pytest_dm.guest_worker import GuestWorker  # noqa: PLC0415 - only in a guest
+        from pytest_dm import guest_worker  # noqa: PLC0415 - only in a guest
 
-        config.pluginmanager.register(GuestWorker(config, options.timeout), "dm-guest-worker")
+        config.pluginmanager.register(
+            guest_worker.GuestWorker(config, options.timeout), guest_worker.PLUGIN_NAME
+        )
     elif options.wants_guests and not _is_worker(config) and not backend.in_guest():
         from pytest_dm import vm_session  # noqa: PLC0415 - only a session in guests pays for it
 

@@ -28,6 +28,7 @@ from pytest_dm.crash.failure import CrashFailure
 from pytest_dm.crash.isolate import Outcome
 from pytest_dm.crash.keep import keep, load
 from pytest_dm.crash.recovery import Again, chosen, recorded
+from pytest_dm.progress import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -76,6 +77,7 @@ class DmCrash:
         *,
         artifacts: Path | None = None,
         shown: Path | None = None,
+        tell: Callable[[str], None] = lambda _line: None,
     ) -> None:
         """Prepare.
 
@@ -85,12 +87,14 @@ class DmCrash:
             options: What the command line says.
             artifacts: Where a failing check keeps its recording; None for nowhere.
             shown: Where that will be when the session is over.
+            tell: Says a line to whoever watches the session.
         """
         self._dm = dm
         self._nodeid = nodeid
         self._options = options
         self._artifacts = artifacts
         self._shown = shown or artifacts
+        self._say = tell
         self._disk: CrashDisk | None = None
         self.recording: Recording | None = None
         self.results: list[dict[str, Any]] = []
@@ -99,7 +103,10 @@ class DmCrash:
     def scope(self) -> Generator[DmCrash]:
         """Give a fresh one whose devices go at the end of the block, for use under hypothesis' `@given`."""
         with self._dm.scope() as dm:
-            inner = DmCrash(dm, self._nodeid, self._options, artifacts=self._artifacts, shown=self._shown)
+            inner = DmCrash(
+                dm, self._nodeid, self._options,
+                artifacts=self._artifacts, shown=self._shown, tell=self._say,
+            )  # fmt: skip
             inner.results = self.results
             yield inner
 
@@ -352,7 +359,7 @@ class DmCrash:
                 max_states=max_states if options.states is None else options.states,
                 max_seconds=max_seconds if options.seconds is None else options.seconds,
                 stop_after=max_findings, seed=seed if options.seed is None else options.seed, torn=torn, first=0,
-                times=times, workers=0, folder=self._dm.runtime.folder,
+                times=times, workers=0, folder=self._dm.runtime.folder, progress=Meter(self._say, self._nodeid),
             )  # fmt: skip
         except BaseException:
             made.close()

@@ -112,8 +112,8 @@ def test_marks_follow_the_running_test() -> None:
     assert (marks.test, marks.seconds, marks.remaining(12.0)) == ("a/test_x.py::test[a b]", 2.5, 1.5)
     marks.feed(b"end a/test_x.py::test[a b]\nstart t 0\n", 13.0)
     assert (marks.test, marks.remaining(1e9)) == ("t", math.inf)
-    marks.feed(b"end t\n", 14.0)
-    assert marks.test == ""
+    marks.feed(b"note 12 states, 3 failing\nend t\n", 14.0)
+    assert (marks.test, marks.notes, marks.starts) == ("", ["12 states, 3 failing"], 2)
 
 
 @pytest.mark.parametrize("line", [b"start x\n", b"start x -1\n", b"start x nan\n", b"begin x 1\n", b"\n"])

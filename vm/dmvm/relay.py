@@ -198,12 +198,14 @@ class Outcome:
 class Marks:
     """The test that runs in the guest and its deadline, from the lines that the guest's pytest writes.
 
-    ``start NODEID SECONDS`` (0 or "inf": no deadline) and ``end NODEID``; times are those of the caller's clock.
+    ``start NODEID SECONDS`` (0 or "inf": no deadline), ``end NODEID``, and ``note TEXT``, something for a person to
+    read; times are those of the caller's clock.
     """
 
     def __init__(self) -> None:
         self._partial = b""
         self.starts = 0
+        self.notes: list[str] = []
         self.test = ""
         self.seconds = math.inf
         self.started = 0.0
@@ -219,6 +221,9 @@ class Marks:
             verb, _, rest = line.decode("utf-8", "replace").partition(" ")
             if verb == "end":
                 self.test, self.seconds = "", math.inf
+                continue
+            if verb == "note":
+                self.notes.append(rest)
                 continue
             test, _, seconds = rest.rpartition(" ")
             try:

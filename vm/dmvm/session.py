@@ -318,11 +318,17 @@ class Session:
             self._outbox.put(b"P")
 
     def _take_marks(self, payload: bytes) -> None:
-        """Note marks, and tell the guest of each start: all that was written before it has arrived here."""
+        """Note marks, and tell the guest of each start: all that was written before it has arrived here.
+
+        Notes go where the errors go, on lines of their own: what is there may be a line of dots.
+        """
         before = self.marks.starts
         self.marks.feed(payload, self._heard)
         for _ in range(self.marks.starts - before):
             self._outbox.put(b"M")
+        for note in self.marks.notes:
+            self._backlog[b"E"] += f"\ndm: {note}\n".encode()
+        self.marks.notes.clear()
 
     def _lose(self, reason: str) -> None:
         if self._outcome is None:

@@ -83,6 +83,15 @@ class Progress:
     seconds_left: float | None
     family: str
 
+    def __str__(self) -> str:
+        """Say it in one line."""
+        left = [] if self.states_left is None else [f"{self.states_left} states"]
+        left += [] if self.seconds_left is None else [f"{self.seconds_left:.0f} s"]
+        return (
+            f"{self.generated} states, {self.distinct} distinct, {self.checked} checked "
+            f"({self.rate:.0f}/s), {self.violating} failing{'; left: ' + ', '.join(left) if left else ''}"
+        )
+
     @property
     def rate(self) -> float:
         """Images judged per second."""
