@@ -53,7 +53,7 @@ class AutoVm:
             option.collectonly
             or option.usepdb
             or distributed
-            or backend.for_session(self.config).kind != "none"
+            or backend.for_session(self.config).kind == "kernel"
         ):
             return False
         from dmcore.errors import DmError  # noqa: PLC0415 - only where it may come to guests

@@ -6,14 +6,14 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from pytest_dm.markers import Wants
+from pytest_dm.markers import Wants, asks_for_devices
 from pytest_dm.options import Options
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class Choice:
     """The backend for this process.
 
     Attributes:
-        kind: "kernel", or "none" if no test that needs a device can run here.
-        reason: Why there is none.
+        kind: "kernel", "model", or "none" if no test that needs a device can run here.
+        reason: Why it is no kernel.
         hint: The one command that would help.
     """
 
@@ -58,7 +58,7 @@ class Choice:
     hint: str = ""
 
     def __str__(self) -> str:
-        return self.kind if self.kind != "none" else f"{self.reason} -- try: {self.hint}"
+        return self.kind if self.kind == "kernel" else f"{self.reason} -- try: {self.hint}"
 
 
 def in_guest() -> bool:
@@ -69,9 +69,12 @@ def in_guest() -> bool:
 def choose(options: Options) -> Choice:
     """Return the backend for the tests that this very process runs.
 
-    Guests are chosen for a whole session before anything is collected (`Options.wants_guests`); in a guest, and without
-    one, tests run on the kernel that is there, if it will have them.
+    Guests are chosen for a whole session before anything is collected (`Options.wants_guests`), or by `AutoVm` for the
+    tests that need a device; in a guest, and without one, tests run on the kernel that is there, if it will have them, and
+    else on models.
     """
+    if options.backend == "model" and not in_guest():
+        return Choice("model", "--dm-backend=model was given", "pytest --dm-vm")
     if options.wants_guests and not in_guest():
         return Choice(
             "none", "this session's device-mapper tests run in guests, and this is not one", "pytest --dm-vm"
@@ -80,7 +83,8 @@ def choose(options: Options) -> Choice:
         return Choice(
             "none", f"device-mapper needs Linux, this is {platform.system()}", "run it on a Linux machine"
         )
-    return _this_kernel()
+    here = _this_kernel()
+    return replace(here, kind="model") if here.kind == "none" and options.backend == "auto" else here
 
 
 def _this_kernel() -> Choice:
@@ -118,13 +122,28 @@ def runtime(config: pytest.Config) -> Runtime:
     """
     held = config.stash.get(_RUNTIME, None)
     if held is None:
-        from pytest_dm.clean import sweep  # noqa: PLC0415 - only where a test needs a device
-        from pytest_dm.runtime import Runtime  # noqa: PLC0415 - the same
-
-        held = config.stash[_RUNTIME] = Runtime()
+        held = config.stash[_RUNTIME] = _on_models() if for_session(config).kind == "model" else _on_kernel()
         config.add_cleanup(held.close)
-        held.problems = sweep(held.control)
     return held
+
+
+def _on_models() -> Runtime:
+    from pytest_dm.model.runtime import ModelRuntime  # noqa: PLC0415 - only where a test needs a device
+
+    return ModelRuntime()
+
+
+def _on_kernel() -> Runtime:
+    from pytest_dm.clean import sweep  # noqa: PLC0415 - only where a test needs a device
+    from pytest_dm.kernel_runtime import KernelRuntime  # noqa: PLC0415 - the same
+
+    made = KernelRuntime()
+    try:
+        made.problems = sweep(made.control)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def open_runtime(config: pytest.Config) -> Runtime | None:
@@ -159,6 +178,8 @@ def check(item: pytest.Item) -> None:
     choice = for_session(item.config)
     if choice.kind == "none":
         missing(Options.of(item.config), f"needs device-mapper: {choice}")
+    if choice.kind == "model" and not asks_for_devices(item):
+        missing(Options.of(item.config), f"needs a kernel, having no device of our fixtures: {choice}")
     for need in Wants.of(item).needs:
         lacking = runtime(item.config).lacks(need)
         if lacking is not None:
@@ -179,32 +200,49 @@ class Backend:
     """What runs where: the value of the fixture `dm_backend`.
 
     Attributes:
-        kind: "kernel".
+        kind: "kernel" or "model".
         guest: Name of the guest's kernel ("uml-6.12"), "" on the machine's own.
-        machine: "uml" or "qemu" in a guest, "host" on the machine's own kernel.
-        release: The kernel's release, as `uname -r` prints it.
+        machine: "uml" or "qemu" in a guest, "host" on the machine's own kernel, "model" without one.
+        release: The kernel's release, as `uname -r` prints it; "model" without one.
         runtime: What this process holds for its tests.
     """
 
     def __init__(self, runtime: Runtime) -> None:
-        self.kind = "kernel"
-        self.guest = os.environ.get(GUEST, "")
-        self.machine = ("uml" if _is_uml() else "qemu") if self.guest else "host"
-        self.release = os.uname().release
+        self.kind = runtime.kind
         self.runtime = runtime
+        self.guest = os.environ.get(GUEST, "")
+        self.machine = self.release = "model"
+        if self.kind == "kernel":
+            self.machine = ("uml" if _is_uml() else "qemu") if self.guest else "host"
+            self.release = os.uname().release
 
     @cached_property
     def version(self) -> tuple[int, int, int]:
-        """Version of the device-mapper interface."""
-        return self.runtime.control.version()
+        """Version of the device-mapper interface; zeros for models."""
+        return self.runtime.control.version() if self.kind == "kernel" else (0, 0, 0)
 
     @property
     def targets(self) -> dict[str, tuple[int, int, int]]:
-        """Versions of the targets whose modules are loaded now."""
-        return self.runtime.control.list_versions()
+        """Versions of the targets whose modules are loaded now; zeros for the targets that have models."""
+        if self.kind == "kernel":
+            return self.runtime.control.list_versions()
+        from dmcore.model.registry import modelled  # noqa: PLC0415 - only for models
+
+        return dict.fromkeys(modelled(), (0, 0, 0))
+
+    def monotonic(self) -> float:
+        """Return seconds of the clock that delays and schedules follow: the wall's on a kernel, a model's own else.
+
+        Only differences mean something.
+        """
+        return self.runtime.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass on that clock; a model's passes at once."""
+        self.runtime.sleep(seconds)
 
     def target_version(self, name: str) -> tuple[int, int, int]:
-        """Return the version of a target, loading its module.
+        """Return the version of a target, loading its module; zeros for models.
 
         Raises:
             Unsupported: The kernel has no such target.

@@ -63,7 +63,7 @@ def _this_kernel(choice: Choice) -> Iterator[Finding]:
     loop = Path("/dev/loop-control").exists()
     yield Finding("ok" if loop else "--", "loop driver", "yes" if loop else "no /dev/loop-control",
                   "" if loop else "sudo modprobe loop")  # fmt: skip
-    if choice.kind == "none":
+    if choice.kind != "kernel":
         yield Finding("--", "device-mapper", choice.reason, choice.hint)
         return
     from dmcore.kernel import udev  # noqa: PLC0415 - only where there is a kernel to ask
@@ -90,6 +90,16 @@ def _targets(version_of: Callable[[str], tuple[int, int, int]]) -> Iterator[Find
     yield Finding("ok" if there else "no", "targets", ", ".join(there) or "none")
     if missing:
         yield Finding("--", "missing targets", ", ".join(missing), "pytest --dm-vm")
+
+
+def _models() -> Iterator[Finding]:
+    from dmcore.model.registry import modelled  # noqa: PLC0415 - only the doctor and models look
+
+    yield Finding("ok", "targets", ", ".join(modelled()))
+    yield Finding(
+        "ok", "can", "every fixture and verb, messages, status, dm_crash of bare disks; time is virtual"
+    )
+    yield Finding("--", "cannot", "device nodes (path), mkfs and mounts", "pytest --dm-vm")
 
 
 def _tools() -> Iterator[Finding]:
@@ -149,7 +159,12 @@ def _verdicts(choice: Choice) -> Iterator[Finding]:
         yield Finding("ok", "pytest", "runs device-mapper tests in guests, all others here")
     else:
         fix = "pytest-dm vm build" if guests == "fetch" else ""
-        yield Finding("--", "pytest", "skips device-mapper tests", fix)
+        yield Finding(
+            "ok",
+            "pytest",
+            "runs device-mapper tests on models, skips what needs a device node or a mount",
+            fix,
+        )
     yield Finding("no" if guests == "no" else "ok", "pytest --dm-vm", text)
 
 
@@ -161,6 +176,7 @@ def findings() -> dict[str, list[Finding]]:
         "This kernel": list(_this_kernel(choice)),
         "Programs": list(_tools()),
         "Guests": list(_guests()),
+        "Models (--dm-backend=model)": list(_models()),
         "Verdict": list(_verdicts(choice)),
     }
 

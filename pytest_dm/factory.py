@@ -6,17 +6,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from dmcore.errors import DeviceBusy, DmError, LeakError, SpecError, TableRejected
-from dmcore.kernel.device import Device
-from dmcore.kernel.mount import mounts
-from dmcore.kernel.probe import require
-from dmcore.owner import UUID_PREFIX
 from dmcore.table import Table
 from dmcore.target import Target
 from dmcore.targets import Error, Linear, Zero
 from dmcore.targets._raw import Raw
 from dmcore.units import SECTOR, parse_size, to_sectors
 from pytest_dm import devices
-from pytest_dm.devices.base import Disk, DmDevice, as_table, device_word
+from pytest_dm.devices.base import Disk, DmDevice, as_table
 from pytest_dm.devices.error_range import sectors
 from pytest_dm.devices.mount import MKFS_TIMEOUT, Mount, make_filesystem
 from pytest_dm.families import Families
@@ -29,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from dmcore.ref import Ref
-    from pytest_dm.runtime import Runtime
+    from pytest_dm.runtime import BareDevice, Runtime
 
 __all__ = ["Dm"]
 
@@ -92,7 +88,9 @@ class Dm(Families):
         block = self.wants.block_size if block_size is None else block_size
         backing = self.runtime.new_file(length, label)
         try:
-            disk = devices.Loop(backing, block_size=block, readonly=readonly, direct_io=direct_io)
+            disk = devices.Loop(
+                self.runtime, backing, block_size=block, readonly=readonly, direct_io=direct_io
+            )
         except BaseException:
             backing.unlink()
             raise
@@ -217,18 +215,23 @@ class Dm(Families):
         if size is not None and not isinstance(table, Target):
             raise SpecError("size", size, "a table says its length itself")
         whole = as_table(table, self.length(size))
-        resolved = {name: device_word(name, device) for name, device in (devices or {}).items()}
+        resolved = {name: self._word(name, device) for name, device in (devices or {}).items()}
         for ref in whole.refs():
             if ref.name not in resolved:
-                device_word(ref.name, ref)
+                self._word(ref.name, ref)
         return self._keep(DmDevice(self, whole, label=label, devices=resolved))
+
+    def _word(self, name: str, device: Disk | Ref | str | Path) -> str:
+        return device.ref.name if isinstance(device, Disk) else self.runtime.device_word(name, device)
 
     def mkfs(self, device: Disk, fs: str = "ext4", *options: str, timeout: float = MKFS_TIMEOUT) -> None:
         """Make a file system with the distribution's mkfs.FS; it leaves the kernel nothing to do in the background."""
+        self.runtime.require_mounts()
         make_filesystem(device, fs, *options, timeout=timeout)
 
     def mount(self, device: Disk, *, fs: str = "ext4", options: str = "") -> Mount:
         """Mount a file system; the result has `mountpoint`, and unmounts at the end of a `with` block or of the scope."""
+        self.runtime.require_mounts()
         folder = self.runtime.new_folder("mnt")
         try:
             mounted = Mount(device, folder, fs, options)
@@ -251,22 +254,22 @@ class Dm(Families):
             if inner.post_mortem:
                 self.post_mortem = inner.post_mortem
 
-    def make(self, table: Table, label: str, devices: Mapping[str, str] | None = None) -> Device:
+    def make(self, table: Table, label: str, devices: Mapping[str, str] | None = None) -> BareDevice:
         """Make a bare device with a fresh name of ours; whoever asks removes it. For handles."""
         device = self._create(table, label, devices)
         self._names.add(device.name)
         return device
 
-    def _create(self, table: Table, label: str, devices: Mapping[str, str] | None) -> Device:
+    def _create(self, table: Table, label: str, devices: Mapping[str, str] | None) -> BareDevice:
         taken = 0
         while True:
             name, uuid = self.runtime.owner.name(label)
             try:
-                return Device.create(self.runtime.control, name, table, uuid=uuid, devices=devices)
+                return self.runtime.create(name, uuid, table, devices)
             except TableRejected:
                 for line in table.lines:
                     if not isinstance(line.target, Raw):  # a name nobody knows is a mistake, not a lack
-                        require(self.runtime.control, line.target.needs())
+                        self.runtime.require(line.target.needs())
                 raise
             except DeviceBusy as busy:
                 taken += 1
@@ -323,17 +326,11 @@ class Dm(Families):
 
     def _left(self) -> list[str]:
         """Return what of ours is still there after all was removed."""
-        left: list[str] = []
-        if self._names:
-            prefix = f"{UUID_PREFIX}{self.runtime.owner.tag}-"
-            listed = {entry.name for entry in self.runtime.control.list_devices(uuid_prefix=prefix)}
-            left += [f"device {name}" for name in sorted(self._names & listed)]
-            self._names.clear()
-        left += [f"loop device {loop.path}" for loop in self._loops if loop.bound]
+        left = self.runtime.left(self._names, self._mountpoints)
+        left += [f"loop device {loop.name}" for loop in self._loops if loop.bound]
+        self._names.clear()
+        self._mountpoints.clear()
         self._loops.clear()
-        if self._mountpoints:
-            left += [f"mount {mounted.target}" for mounted in mounts() if mounted.target in self._mountpoints]
-            self._mountpoints.clear()
         return left
 
     def length(self, size: Size | None) -> int:

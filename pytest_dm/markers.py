@@ -10,12 +10,12 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["DESCRIPTION", "FIXTURES", "MarkError", "Wants", "check", "uses_dm"]
+__all__ = ["DESCRIPTION", "FIXTURES", "MarkError", "Wants", "asks_for_devices", "check", "uses_dm"]
 
 DESCRIPTION = (
     "dm(size=, block_size=, filesystem=, needs=, timeout=): the test needs device-mapper; what its ready devices are like "
-    '(size="256M", block_size=4096, filesystem="ext4"), what else it needs (targets, features, tools: '
-    'needs=("dust", "flakey.error_reads", "mkfs.xfs")), and the seconds it may run in a guest'
+    '(size="256M", block_size=4096, filesystem="ext4"), what else it needs (targets, features, tools, a '
+    'kernel instead of models: needs=("dust", "flakey.error_reads", "mkfs.xfs", "kernel")), and the seconds it may run in a guest'
 )
 
 FIXTURES = frozenset(
@@ -43,7 +43,7 @@ class Wants:
         size: Bytes of a ready device.
         block_size: Its logical block size in bytes: a power of two in 512..4096.
         filesystem: File system to make and mount on it, None for a bare device.
-        needs: Targets, features ("target.feature") and programs that must be there.
+        needs: Targets, features ("target.feature"), programs and "kernel" (no models) that must be there.
         timeout: Seconds the test may run in a guest; None for the session's.
     """
 
@@ -145,11 +145,14 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def asks_for_devices(item: pytest.Item) -> bool:
+    """Whether the test asks for a fixture of the plugin, so that all its devices come from there."""
+    return not FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+
+
 def uses_dm(item: pytest.Item) -> bool:
     """Whether the test is marked `dm` or asks for a fixture of the plugin."""
-    return item.get_closest_marker("dm") is not None or not FIXTURES.isdisjoint(
-        getattr(item, "fixturenames", ())
-    )
+    return item.get_closest_marker("dm") is not None or asks_for_devices(item)
 
 
 def check(items: object) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 __all__ = ["BACKENDS", "MACHINES", "CrashOptions", "Options", "add_options"]
 
-BACKENDS = ("auto", "kernel", "vm")
+BACKENDS = ("auto", "kernel", "vm", "model")
 MACHINES = ("auto", "qemu", "uml")
+_HERE = ("kernel", "model")
 _DEFAULT_TIMEOUT = 120.0
 _KEY = pytest.StashKey["Options"]()
 
@@ -43,7 +44,7 @@ class Options:
     """What the user asked for; picklable, and the same in every worker.
 
     Attributes:
-        backend: "auto", "kernel" or "vm".
+        backend: "auto", "kernel", "vm" or "model".
         vm: Machine for the guests ("auto", "qemu", "uml"), None if `--dm-vm` was not given.
         kernels: Guest kernels by name or path; the suite runs once on each. Empty: the default one.
         require: A test that would be skipped for want of a device, target or tool fails.
@@ -87,7 +88,8 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("dm", "device-mapper fault injection (pytest-dm)")
     group.addoption(
         "--dm-backend", choices=BACKENDS, dest="dm_backend",
-        help="where device-mapper tests run: auto = on this kernel if possible; vm = in guests",
+        help="where device-mapper tests run: kernel = this one; vm = in guests; model = without a kernel, for what needs no "
+        "path and no mounts; auto = the first of these that can be had",
     )  # fmt: skip
     group.addoption(
         "--dm-vm", action="store_const", const="auto", dest="dm_vm",
@@ -200,10 +202,11 @@ def _read(config: pytest.Config) -> Options:
     backend = _choice("dm_backend", str(given("dm_backend")), BACKENDS)
     machine = str(given("dm_vm"))
     kernels = cast("list[str]", config.getoption("dm_kernel", default=None) or [])
-    if backend == "kernel" and (config.getoption("dm_vm", default=None) or kernels):
-        message = "--dm-backend=kernel runs on this kernel; it cannot be combined with --dm-vm or --dm-kernel"
+    if backend in _HERE and (config.getoption("dm_vm", default=None) or kernels):
+        what = "runs on this kernel" if backend == "kernel" else "needs no kernel"
+        message = f"--dm-backend={backend} {what}; it cannot be combined with --dm-vm or --dm-kernel"
         raise pytest.UsageError(message)
-    vm = _choice("dm_vm", machine, MACHINES) if machine and backend != "kernel" else None
+    vm = _choice("dm_vm", machine, MACHINES) if machine and backend not in _HERE else None
     if not kernels and (vm is not None or backend == "vm"):
         kernels = cast("list[str]", config.getini("dm_kernel"))
     artifacts = str(given("dm_artifacts"))

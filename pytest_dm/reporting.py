@@ -140,4 +140,5 @@ def header(config: pytest.Config) -> str | None:
     if config.option.verbose < 1 or (options.wants_guests and not backend.in_guest()):
         return None
     choice = backend.for_session(config)
-    return f"dm: {choice if choice.kind == 'none' else f'kernel {os.uname().release}'}"
+    shown = {"kernel": f"kernel {os.uname().release}", "model": f"models, for what needs no kernel: {choice}"}
+    return f"dm: {shown.get(choice.kind, choice)}"

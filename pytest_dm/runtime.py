@@ -1,4 +1,4 @@
-"""What one process holds for all its tests: the control node, the folder of backing files, the kernel's features."""
+"""What one process holds for all its tests: a kernel's devices or models of them, and the folder of backing files."""
 
 from __future__ import annotations
 
@@ -6,22 +6,42 @@ import itertools
 import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from dmcore.errors import SpecError, Unsupported
-from dmcore.kernel.control import Control
 from dmcore.owner import PREFIX, Owner
 from pytest_dm.backend import find_tool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+    from typing import ClassVar, Self
 
-    from dmcore.target import Features, Target
+    from dmcore.kernel.control import Control
+    from dmcore.ref import Ref
+    from dmcore.table import Table
+    from dmcore.target import Features, Message, Requirement, Status, Target
+    from pytest_dm.devices.base import Disk
+    from pytest_dm.devices.log_writes import LogWrites
+    from pytest_dm.devices.loop import Loop
     from pytest_dm.factory import Dm
 
-__all__ = ["KEPT", "Runtime", "backing_roots", "check_tool", "package_of"]
+__all__ = [
+    "KEPT",
+    "BareDevice",
+    "BareLoop",
+    "KernelLog",
+    "OpenDisk",
+    "Runtime",
+    "backing_roots",
+    "check_tool",
+    "package_of",
+]
 
+R = TypeVar("R")
 KEPT = "kept"
 """File in a backing folder that tells the next run's sweep to leave its owner's devices alone."""
 
@@ -59,28 +79,259 @@ def check_tool(name: str) -> Path:
     return path
 
 
-class Runtime:
-    """The kernel as tests use it; made at the first test that needs a device, closed at the session's end.
+class OpenDisk(Protocol):
+    """An open device: `dmcore.kernel.block.BlockFile` on a kernel."""
+
+    @property
+    def block_size(self) -> int:
+        """Unit of offsets and lengths in bytes."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    def fileno(self) -> int:
+        """Return the file descriptor."""
+        ...
+
+    def read(self, offset: int, length: int, /) -> bytes:
+        """Return `length` bytes from `offset`."""
+        ...
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview, /) -> None:
+        """Write all of `data` at `offset`."""
+        ...
+
+    def flush(self) -> None:
+        """Make completed writes durable."""
+        ...
+
+    def discard(self, offset: int, length: int, /) -> None:
+        """Discard a range."""
+        ...
+
+    def write_zeroes(self, offset: int, length: int, /) -> None:
+        """Zero a range."""
+        ...
+
+    def drop_caches(self) -> None:
+        """Write back and drop the page cache."""
+        ...
+
+    def forget_cached(self) -> None:
+        """Drop the clean page cache."""
+        ...
+
+    def close(self) -> None:
+        """Close."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+
+class BareLoop(Protocol):
+    """A disk on a file: `dmcore.kernel.loop.LoopDevice` on a kernel."""
+
+    direct_io: bool
+
+    @property
+    def ref(self) -> Ref:
+        """The disk as a table names it."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    @property
+    def block_size(self) -> int:
+        """Logical block size in bytes."""
+        ...
+
+    def detach(self) -> None:
+        """Let go of the file."""
+        ...
+
+
+class BareDevice(Protocol):
+    """A dm device: `dmcore.kernel.device.Device` on a kernel, which has more."""
+
+    name: str
+    uuid: str
+
+    @property
+    def ref(self) -> Ref:
+        """The device as a table names it."""
+        ...
+
+    def table(self) -> Table:
+        """Return the live table."""
+        ...
+
+    def table_text(self) -> str:
+        """Return the live table as text."""
+        ...
+
+    def status(self) -> list[Status]:
+        """Return the typed status of each line."""
+        ...
+
+    def status_text(self) -> str:
+        """Return the status lines as text."""
+        ...
+
+    def suspended(self, *, noflush: bool = False, lockfs: bool = True) -> AbstractContextManager[object]:
+        """Keep it suspended during the block."""
+        ...
+
+    def reload(
+        self,
+        table: Table,
+        *,
+        noflush: bool = False,
+        lockfs: bool = True,
+        devices: Mapping[str, str] | None = None,
+    ) -> None:
+        """Replace the live table."""
+        ...
+
+    def message(self, text: str, sector: int = 0) -> str:
+        """Send a message; return the reply."""
+        ...
+
+    def send(self, message: Message[R], sector: int = 0) -> R:
+        """Send a typed message; return its typed reply."""
+        ...
+
+    def remove(self, *, timeout: float = 5.0, deferred: bool = True) -> None:
+        """Remove it."""
+        ...
+
+
+class KernelLog(Protocol):
+    """Where a kernel writes what it has to say."""
+
+    def mark(self) -> int:
+        """Return where it ends now."""
+        ...
+
+    def since(self, mark: int, /) -> Iterable[str]:
+        """Return the lines behind a mark."""
+        ...
+
+
+class Runtime(ABC):
+    """What tests' devices come from; made at the first test that needs one, closed at the session's end.
 
     Attributes:
+        kind: "kernel" or "model".
         owner: This process, as names of devices say it.
-        control: The control node.
         log: The kernel log.
         roots: The factories that are in use.
         problems: Leftovers of a killed session that could not be removed.
         noisy: Names of devices that crash states were mounted from, thousands of times.
     """
 
+    kind: ClassVar[str]
+    log: KernelLog
+
     def __init__(self) -> None:
         self.owner = Owner.current()
-        self.control = Control()
-        self.log = self.control.log
         self.roots: list[Dm] = []
         self.problems: list[str] = []
         self.noisy: set[str] = set()
         self._numbers = itertools.count(1)
         self._folder: Path | None = None
         self._corrupts_reads: bool | None = None
+
+    @property
+    @abstractmethod
+    def control(self) -> Control:
+        """The kernel's control node.
+
+        Raises:
+            Unsupported: There is no kernel.
+        """
+
+    @abstractmethod
+    def create(self, name: str, uuid: str, table: Table, devices: Mapping[str, str] | None) -> BareDevice:
+        """Create a dm device, load its table and resume it; nothing is left where that fails."""
+
+    @abstractmethod
+    def attach(self, backing: Path, *, block_size: int, readonly: bool, direct_io: bool) -> BareLoop:
+        """Make a disk of a file."""
+
+    @abstractmethod
+    def bound(self, loop: Loop) -> bool:
+        """Whether the disk is still there, whoever holds it."""
+
+    @abstractmethod
+    def node(self, disk: Disk) -> Path:
+        """Return a disk's block device node.
+
+        Raises:
+            Unsupported: There is no kernel.
+        """
+
+    @abstractmethod
+    def open(self, disk: Disk, *, direct: bool, readonly: bool, synchronous: bool) -> OpenDisk:
+        """Open a disk for byte I/O."""
+
+    @abstractmethod
+    def device_word(self, name: str, device: Ref | str | Path) -> str:
+        """Return the table word for a device that is named by "major:minor" or by a node.
+
+        Raises:
+            SpecError: Not a block device, or one that may be somebody's disk.
+        """
+
+    @abstractmethod
+    def require(self, need: Requirement) -> None:
+        """Raise Unsupported for what the kernel lacks."""
+
+    @abstractmethod
+    def require_mounts(self) -> None:
+        """Raise Unsupported where nothing can be mounted."""
+
+    @abstractmethod
+    def check_unmounted(self, disk: Disk) -> None:
+        """Raise DmError if somebody has the disk mounted."""
+
+    @abstractmethod
+    def left(self, names: set[str], mountpoints: set[Path]) -> list[str]:
+        """Return which of these dm devices and mounts are there."""
+
+    @abstractmethod
+    def features(self, *kinds: type[Target]) -> Features:
+        """Return what the targets of these kinds (all without any) can do."""
+
+    @abstractmethod
+    def target_version(self, name: str) -> tuple[int, int, int]:
+        """Return a target's version.
+
+        Raises:
+            Unsupported: There is no such target.
+        """
+
+    def times_of_log(self, device: LogWrites) -> Sequence[tuple[int, int]] | None:
+        """Return the growing list of when each entry of a log is issued and completed; None: that has to be traced."""
+        del device
+        return None
+
+    @abstractmethod
+    def monotonic(self) -> float:
+        """Return seconds of the clock that delays and schedules of devices follow."""
+
+    @abstractmethod
+    def sleep(self, seconds: float) -> None:
+        """Let time pass on that clock."""
 
     @property
     def folder(self) -> Path:
@@ -117,34 +368,23 @@ class Runtime:
         path.mkdir(mode=0o700)
         return path
 
-    def features(self, *kinds: type[Target]) -> Features:
-        """Return what this kernel's targets of these kinds (all without any) can do; each is probed once."""
-        from dmcore.kernel.probe import features  # noqa: PLC0415 - probing loads tables
-
-        return features(self.control, kinds or None)
-
     def corrupts_reads(self, probe: Callable[[], bool]) -> bool:
         """Return whether this kernel's flakey corrupts reads, as `probe` found at its first call."""
         if self._corrupts_reads is None:
             self._corrupts_reads = probe()
         return self._corrupts_reads
 
-    def target_version(self, name: str) -> tuple[int, int, int]:
-        """Return a target's version, loading its module.
-
-        Raises:
-            Unsupported: The kernel has no such target.
-        """
-        return self.control.target_version(name)
-
     def lacks(self, need: str) -> Unsupported | None:
-        """Return what is missing for a target, "target.feature" or program; None if it is there.
+        """Return what is missing for a target, "target.feature", program or "kernel"; None if it is there.
 
         Raises:
             SpecError: No kernel has that feature of the target.
         """
         from dmcore.registry import targets  # noqa: PLC0415 - loads every target
 
+        if need == "kernel":
+            have = "this is the model backend"
+            return None if self.kind == "kernel" else Unsupported("a kernel", have, "pytest --dm-vm")
         word = need.removeprefix("dm-")
         name, _, feature = word.partition(".")
         known = targets()
@@ -180,7 +420,6 @@ class Runtime:
         return self._folder is not None and (self._folder / KEPT).exists()
 
     def close(self) -> None:
-        """Close the control node and remove the folder, unless a failed test's devices were kept."""
-        self.control.close()
+        """Remove the folder, unless a failed test's devices were kept."""
         if self._folder is not None and not self.kept:
             shutil.rmtree(self._folder)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dmcore.errors import DmError, IoctlError
-from dmcore.formats.log_writes import END_MARK, LogFlag, LogReader
+from dmcore.formats.log_writes import BARRIER, END_MARK, LogFlag, LogReader
 from dmcore.kernel.mount import mount
 from dmcore.units import SECTOR
 
@@ -243,6 +243,8 @@ def match(log: str | os.PathLike[str], found: Found) -> list[tuple[int, int]]:
         for entry in reader:
             if entry.mark is not None:
                 known = marks.get(entry.mark, [])
+                if entry.mark.startswith(BARRIER):
+                    known = [max((completed for _, completed in times), default=0)]
                 if not known and entry.mark != END_MARK:
                     message = f"the trace has no mark {entry.mark!r} for entry {entry.index}"
                     raise Unordered(message)

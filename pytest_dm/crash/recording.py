@@ -15,13 +15,13 @@ from dmcore.kernel.mount import mounts, sync_filesystem
 from pytest_dm.crash import order
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
     from pathlib import Path
 
-    from dmcore.kernel.block import BlockFile
     from pytest_dm.devices import LogWrites, Loop
     from pytest_dm.devices.mount import Mount
     from pytest_dm.factory import Dm, Size
+    from pytest_dm.runtime import OpenDisk
 
 __all__ = ["DONE", "START", "CrashDisk", "Recording", "record", "record_mount"]
 
@@ -68,7 +68,6 @@ class CrashDisk:
 
     Attributes:
         device: The log-writes device; for everything that has no shorter name here.
-        path: The block device node.
         filesystem: The file system on it, None for a bare disk.
         recording: The recording, once the `record` block has ended; None before, and if the block failed.
     """
@@ -76,12 +75,21 @@ class CrashDisk:
     def __init__(self, device: LogWrites, filesystem: str | None, block_size: int) -> None:
         self.device = device
         self.trace: order.Trace | None = None
+        self.times: Sequence[tuple[int, int]] | None = None
         self.unordered = ""
         self._marking = threading.Lock()
-        self.path = device.path
         self.filesystem = filesystem
         self.block_size = block_size
         self.recording: Recording | None = None
+
+    @property
+    def path(self) -> Path:
+        """The block device node.
+
+        Raises:
+            Unsupported: The model backend has none.
+        """
+        return self.device.path
 
     @property
     def size(self) -> int:
@@ -145,7 +153,7 @@ class CrashDisk:
         else:
             sync_filesystem(self.mountpoint)
 
-    def open(self, *, direct: bool = True, readonly: bool = False) -> BlockFile:
+    def open(self, *, direct: bool = True, readonly: bool = False) -> OpenDisk:
         """Open the bare disk for many small reads, writes, flushes and discards."""
         return self.device.open(direct=direct, readonly=readonly)
 
@@ -171,7 +179,7 @@ class CrashDisk:
         self.device.discard(offset, length)
 
     def __repr__(self) -> str:
-        return f"<CrashDisk {self.path} ({self.filesystem or 'bare'})>"
+        return f"<CrashDisk {self.device.name} ({self.filesystem or 'bare'})>"
 
 
 @contextmanager
@@ -209,10 +217,7 @@ def record(
     most = max(4 * lower.size, _LEAST_LOG) if log_size is None else log_size
     log = dm.loop(most, block_size=block_size, label="crash-log")
     disk = CrashDisk(dm.log_writes(lower, log), filesystem, block_size)
-    try:
-        disk.trace = order.Trace(lower.path.stat().st_rdev, disk.path.stat().st_rdev)
-    except order.Unordered as error:
-        disk.unordered = str(error)
+    _trace(disk, lower)
     try:
         if filesystem is not None:
             _refuse_dax(dm.mount(disk.device, fs=filesystem, options=mount_options))
@@ -221,6 +226,17 @@ def record(
     finally:
         if disk.trace is not None:
             disk.trace.close()
+
+
+def _trace(disk: CrashDisk, lower: Loop) -> None:
+    """Begin to take times, or say why there will be none."""
+    disk.times = disk.device.runtime.times_of_log(disk.device)
+    if disk.times is not None:
+        return
+    try:
+        disk.trace = order.Trace(lower.path.stat().st_rdev, disk.path.stat().st_rdev)
+    except order.Unordered as error:
+        disk.unordered = str(error)
 
 
 def record_mount(dm: Dm, image: Path, filesystem: str, mount_options: str, *, block_size: int) -> Path:
@@ -279,19 +295,28 @@ def _close(disk: CrashDisk, lower: Loop, log: Loop, base: Path, mount_options: s
 
 
 def _times(disk: CrashDisk, log: Loop, path: Path) -> Path | None:
-    """Write the side file of times if the trace tells them all."""
-    if disk.trace is None:
+    """Write the side file of times if they are all known."""
+    if disk.trace is None and disk.times is None:
         return None
     try:
-        text = disk.trace.read().splitlines()
-        found = order.parse(text, disk.trace.below, disk.trace.above)
-        times = order.match(log.backing, found)
+        times = disk.times if disk.trace is None else _traced(disk.trace, log)
     except order.Unordered as error:
         disk.unordered = str(error)
         return None
+    assert times is not None
     lines = (f"{entry} {issued} {completed}\n" for entry, (issued, completed) in enumerate(times))
     path.write_text("# entry issued completed\n" + "".join(lines), encoding="ascii")
     return path
+
+
+def _traced(trace: order.Trace, log: Loop) -> list[tuple[int, int]]:
+    """Return the times that the trace tells.
+
+    Raises:
+        Unordered: It does not tell them all.
+    """
+    found = order.parse(trace.read().splitlines(), trace.below, trace.above)
+    return order.match(log.backing, found)
 
 
 def copy_used(source: Path, target: Path) -> None:

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import gc
-import os
-import stat
 import sys
 import traceback
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmcore.errors import DeviceBusy, DmError, SpecError
-from dmcore.kernel.block import BlockFile
-from dmcore.ref import Ref
+from dmcore.errors import DeviceBusy, DmError
 from dmcore.table import Line, Table
 from dmcore.target import Target
 from dmcore.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
+    from pathlib import Path
 
+    from dmcore.ref import Ref
     from dmcore.target import Status
     from pytest_dm.devices.mount import Mount
     from pytest_dm.devices.power import PowerCut
     from pytest_dm.factory import Dm
+    from pytest_dm.runtime import BareDevice, BareLoop, OpenDisk, Runtime
 
-__all__ = ["Disk", "DmDevice", "as_table", "device_word", "let_go"]
+__all__ = ["Disk", "DmDevice", "as_table", "let_go"]
 
 _FIRST_TRY = 0.2
 """Seconds to try a removal before looking at what the test itself still holds."""
@@ -41,14 +39,28 @@ class Disk(ABC):
 
     Attributes:
         name: The kernel's or our name for it.
-        path: The block device node.
+        runtime: What it comes from.
     """
 
     name: str
-    path: Path
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
         self.mounts: list[Mount] = []
+
+    @property
+    @abstractmethod
+    def bare(self) -> BareLoop | BareDevice:
+        """The device without verbs."""
+
+    @property
+    def path(self) -> Path:
+        """The block device node.
+
+        Raises:
+            Unsupported: The model backend has none.
+        """
+        return self.runtime.node(self)
 
     @property
     @abstractmethod
@@ -63,9 +75,15 @@ class Disk(ABC):
     def describe(self) -> str:
         """Return a line or more for a failure report: what this device is now."""
 
-    def open(self, *, direct: bool = True, readonly: bool = False, synchronous: bool = False) -> BlockFile:
-        """Open the node; the result speaks the same read, write, flush, discard and write_zeroes."""
-        return BlockFile(self.path, direct=direct, readonly=readonly, synchronous=synchronous)
+    def open(self, *, direct: bool = True, readonly: bool = False, synchronous: bool = False) -> OpenDisk:
+        """Open it; the result speaks the same read, write, flush, discard and write_zeroes.
+
+        Args:
+            direct: Go past the page cache; offsets and lengths are multiples of `block_size` then.
+            readonly: For reading only.
+            synchronous: A write returns when it is durable (with direct I/O: a FUA write and a flush).
+        """
+        return self.runtime.open(self, direct=direct, readonly=readonly, synchronous=synchronous)
 
     @property
     def size(self) -> int:
@@ -115,7 +133,7 @@ class Disk(ABC):
         Pages of files on a mounted file system stay: `Mount.drop_caches`.
         """
         with self.open(direct=False, readonly=True) as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            file.forget_cached()
 
     def _mount(self) -> Mount:
         if not self.mounts:
@@ -137,14 +155,14 @@ class Disk(ABC):
         self._mount().remount()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.path}>"
+        return f"<{type(self).__name__} {self.name}>"
 
 
 class DmDevice(Disk):
     """A dm device of a test.
 
     Attributes:
-        device: The `dmcore` device, for everything that has no shorter name here.
+        device: The `dmcore` device, for everything that has no shorter name here (of a model, the part that models have).
         lower: The device of ours below it, None if there is none or several.
     """
 
@@ -157,10 +175,9 @@ class DmDevice(Disk):
         lower: Disk | None = None,
         devices: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(maker.runtime)
         self.device = maker.make(table, label, devices)
         self.name = self.device.name
-        self.path = self.device.path
         self.lower = lower
         self._devices = devices
         self._loaded = table
@@ -171,6 +188,11 @@ class DmDevice(Disk):
     def ref(self) -> Ref:
         """The device as a table names it: "major:minor"."""
         return self.device.ref
+
+    @property
+    def bare(self) -> BareDevice:
+        """The device without verbs."""
+        return self.device
 
     @property
     def sectors(self) -> int:
@@ -222,7 +244,7 @@ class DmDevice(Disk):
         table = as_table(new, self.sectors)
         for ref in table.refs():
             if ref.name not in (self._devices or {}):
-                device_word(ref.name, ref)
+                self.runtime.device_word(ref.name, ref)
         self._replace(table, noflush=noflush, lockfs=lockfs)
 
     def _replace(self, table: Table, *, noflush: bool = False, lockfs: bool) -> None:
@@ -286,33 +308,6 @@ class DmDevice(Disk):
         except DeviceBusy:
             let_go()
             self.device.remove()
-
-
-def device_word(name: str, device: Disk | Ref | str | Path) -> str:
-    """Return the table word for a device of a test: a disk of ours, "major:minor", or a loop or dm device's node.
-
-    Raises:
-        SpecError: Not a block device, or neither a loop nor a dm device: it may be somebody's disk.
-    """
-    if isinstance(device, Disk):
-        return device.ref.name
-    word = device.name if isinstance(device, Ref) else str(device)
-    if not Ref(word).is_number:
-        try:
-            status = Path(word).stat()
-        except OSError as error:
-            raise SpecError(
-                name, word, f"no such block device ({error.strerror}); name it in devices="
-            ) from error
-        if not stat.S_ISBLK(status.st_mode):
-            raise SpecError(name, word, "not a block device")
-        word = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    kind = Path("/sys/dev/block") / word
-    if not ((kind / "loop").exists() or (kind / "dm").exists()):
-        raise SpecError(
-            name, word, "neither a loop nor a dm device: it may be a real disk, which tests do not touch"
-        )
-    return word
 
 
 def let_go() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dmcore import targets
+from dmcore import targets, validate
+from dmcore.params import U32_MAX
 from dmcore.table import Table
 from dmcore.targets.delay import Delayed
 from dmcore.units import SECTOR
@@ -19,7 +20,9 @@ __all__ = ["Delay"]
 
 
 class Delay(DmDevice):
-    """A disk that answers late. The kernel counts in its clock ticks (4 or 10 ms) and may be a tick early.
+    """A disk that answers late. The kernel counts in its clock ticks (4 or 10 ms) and may be a tick early; a model is exact.
+
+    `dm_backend.monotonic()` is the clock that sees it on both.
 
     Attributes:
         read_ms: How long reads wait, in milliseconds.
@@ -56,6 +59,8 @@ class Delay(DmDevice):
         return Fault(lambda: self.set(read_ms=old_read, write_ms=old_write, flush_ms=old_flush))
 
     def _table(self, read: int, write: int, flush: int) -> Table:
+        for field, value in (("read_ms", read), ("write_ms", write), ("flush_ms", flush)):
+            validate.integer(field, value, 0, U32_MAX, "milliseconds")
         ref = self._lower_ref
         delay = targets.Delay(
             read=Delayed(ref, 0, read), write=Delayed(ref, 0, write), flush=Delayed(ref, 0, flush)

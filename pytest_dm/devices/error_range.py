@@ -15,10 +15,10 @@ from pytest_dm.devices.fault import Fault
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dmcore.kernel.device import Device
     from dmcore.target import Target
     from pytest_dm.devices.base import Disk
     from pytest_dm.factory import Dm
+    from pytest_dm.runtime import BareDevice
 
 __all__ = ["ErrorRange", "sectors"]
 
@@ -71,7 +71,7 @@ class ErrorRange(DmDevice):
         self._maker = maker
         self._lower_ref = lower.ref
         self._length = lower.size // SECTOR
-        self._failing: Device | None = None
+        self._failing: BareDevice | None = None
         self._block = lower.block_size
         first, end = self._range(start, length)
         self._bad: tuple[Extent, ...] = ((first, end),)

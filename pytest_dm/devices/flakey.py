@@ -19,9 +19,9 @@ from pytest_dm.devices.fault import Fault
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dmcore.kernel.device import Device
     from pytest_dm.devices.base import Disk
     from pytest_dm.factory import Dm
+    from pytest_dm.runtime import BareDevice
 
 __all__ = ["Flakey"]
 
@@ -55,7 +55,7 @@ class Flakey(DmDevice):
         self._lower_ref = lower.ref
         self._length = lower.size // SECTOR
         self._mode = _HEALTHY
-        self._bad_reads: Device | None = None
+        self._bad_reads: BareDevice | None = None
         super().__init__(maker, self._table(_HEALTHY), label="flakey", lower=lower)
         self.lower: Disk = lower
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import struct
 import time
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dmcore import targets
 from dmcore.errors import DmError, FormatError
-from dmcore.formats.log_writes import MAGIC, VERSION, LogReader
+from dmcore.formats.log_writes import BARRIER, MAGIC, VERSION, LogReader
 from dmcore.table import Table
 from dmcore.targets.log_writes import LogWritesStatus, Mark
 from dmcore.units import SECTOR
@@ -22,27 +21,26 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from dmcore.formats.log_writes import Entry
-    from dmcore.kernel.block import BlockFile
     from pytest_dm.devices.base import Disk
     from pytest_dm.factory import Dm
+    from pytest_dm.runtime import OpenDisk
 
 __all__ = ["LogWrites"]
 
 _SETTLE = 5.0
 _POLL = 0.005
-_BARRIER = "pytest-dm-barrier-"
 _numbers = itertools.count(1)
 
 
 def _numbered(entries: list[Entry]) -> list[Entry]:
-    shown = (entry for entry in entries if not (entry.mark or "").startswith(_BARRIER))
+    shown = (entry for entry in entries if not (entry.mark or "").startswith(BARRIER))
     return [replace(entry, index=index) for index, entry in enumerate(shown)]
 
 
 class _Log:
     """The log as it is read while it grows: the kernel writes its super block only after the first mark or FUA write."""
 
-    def __init__(self, file: BlockFile, sector_size: int) -> None:
+    def __init__(self, file: OpenDisk, sector_size: int) -> None:
         self._file = file
         self._super = struct.pack("<QQQI", MAGIC, VERSION, 0, sector_size)
         self.size = file.size
@@ -100,8 +98,20 @@ class LogWrites(DmDevice):
         """Stop logging: what no flush covered is logged now, then the mark "dm-log-writes-end". The disk goes on."""
         if not self._stopped:
             assert self.lower is not None
-            self._fault(Table.of(targets.Linear(dev=self.lower.ref), self._length))
+            with self._caught_up():
+                self._fault(Table.of(targets.Linear(dev=self.lower.ref), self._length))
             self._stopped = True
+
+    @contextmanager
+    def _caught_up(self) -> Generator[None]:
+        """Hold I/O back, with all on the log that is to be there: what is in its way when the target ends gets disordered.
+
+        `log_writes_dtr` puts the writes that no flush covered before everything its thread has not written yet.
+        """
+        with self.device.suspended(lockfs=False):
+            if not self._stopped:
+                self._written()
+            yield
 
     def entries(self) -> list[Entry]:
         """Return the log so far, oldest first; waits a bounded time for what is on its way into it.
@@ -113,7 +123,11 @@ class LogWrites(DmDevice):
             FormatError: The log is damaged.
             DmError: It does not catch up.
         """
-        barrier = None if self._stopped or self._live().disabled else f"{_BARRIER}{next(_numbers)}"
+        return _numbered(self._written())
+
+    def _written(self) -> list[Entry]:
+        """Return the whole log, our own marks included, when it has caught up."""
+        barrier = None if self._stopped or self._live().disabled else f"{BARRIER}{next(_numbers)}"
         if barrier is not None:
             self.device.send(Mark(barrier, self._sector_size))
         deadline = time.monotonic() + _SETTLE
@@ -126,7 +140,7 @@ class LogWrites(DmDevice):
                     raise
             else:
                 if barrier is None or any(entry.mark == barrier for entry in found) or not self.logging:
-                    return _numbered(found)
+                    return found
                 if time.monotonic() > deadline:
                     message = f"the log of {self.name} has not caught up in {_SETTLE} s"
                     raise DmError(message)
@@ -136,7 +150,7 @@ class LogWrites(DmDevice):
     def _reader(self) -> Generator[LogReader]:
         entries = None if self._stopped else self._live().entries
         with self.log.open(direct=False, readonly=True) as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            file.forget_cached()
             yield LogReader(_Log(file, self._sector_size), nr_entries=entries)
 
     def marks(self) -> list[str]:
@@ -150,7 +164,8 @@ class LogWrites(DmDevice):
 
     def cut_off(self, table: Table) -> None:
         """Stop logging with the power."""
-        super().cut_off(table)
+        with self._caught_up():
+            super().cut_off(table)
         self._stopped = True
 
     def bring_back(self) -> None:

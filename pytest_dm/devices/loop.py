@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmcore.kernel.loop import LoopDevice
 from pytest_dm.devices.base import Disk
 
 if TYPE_CHECKING:
     from dmcore.ref import Ref
+    from pytest_dm.runtime import BareLoop, Runtime
 
 __all__ = ["Loop"]
 
@@ -22,13 +22,20 @@ class Loop(Disk):
         direct_io: Whether the driver does direct I/O to it (a hint that kernels may drop).
     """
 
-    def __init__(self, backing: Path, *, block_size: int, readonly: bool, direct_io: bool) -> None:
-        super().__init__()
-        self.loop = LoopDevice.attach(backing, block_size=block_size, readonly=readonly, direct_io=direct_io)
+    def __init__(
+        self, runtime: Runtime, backing: Path, *, block_size: int, readonly: bool, direct_io: bool
+    ) -> None:
+        super().__init__(runtime)
+        self.loop = runtime.attach(backing, block_size=block_size, readonly=readonly, direct_io=direct_io)
         self.backing = backing
-        self.path = self.loop.path
-        self.name = self.path.name
         self.direct_io = self.loop.direct_io
+        path = getattr(self.loop, "path", None)
+        self.name = path.name if isinstance(path, Path) else f"loop{self.loop.ref.name.partition(':')[2]}"
+
+    @property
+    def bare(self) -> BareLoop:
+        """The loop device without verbs."""
+        return self.loop
 
     @property
     def ref(self) -> Ref:
@@ -47,19 +54,14 @@ class Loop(Disk):
 
     @property
     def bound(self) -> bool:
-        """Whether the kernel still has this loop device on our file, whoever holds it."""
-        shown = Path(f"/sys/block/{self.name}/loop/backing_file")
-        try:
-            text = shown.read_text(encoding="utf-8", errors="surrogateescape")
-        except OSError:
-            return False
-        return text.rstrip("\n").removesuffix(" (deleted)") == str(self.backing)
+        """Whether this loop device is still on our file, whoever holds it."""
+        return self.runtime.bound(self)
 
     def describe(self) -> str:
         """Return name, size and backing file."""
         mode = "direct" if self.direct_io else "buffered"
         return (
-            f"{self.path}: {self.size // 512} sectors of {self.block_size} bytes on {self.backing} ({mode})"
+            f"{self.name}: {self.size // 512} sectors of {self.block_size} bytes on {self.backing} ({mode})"
         )
 
     def close(self) -> None:

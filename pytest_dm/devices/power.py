@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dmcore.errors import DmError, SpecError
-from dmcore.kernel.mount import mounts
+from dmcore.errors import SpecError
 from dmcore.table import Line, Table
 from dmcore.targets import Delay, Dust, Error, Flakey, Linear, LogWrites, Zero
 
@@ -48,13 +46,6 @@ def _without_power(line: Line) -> Line:
     return Line(line.start, line.length, Flakey(dev=dev, offset=offset, up=0, down=1, drop_writes=True))
 
 
-def _number(node: Path) -> int | None:
-    try:
-        return node.stat().st_rdev
-    except OSError:  # a source that is gone is not ours, whose node is there
-        return None
-
-
 class PowerCut:
     """A device without power; `restore` brings it back. As a `with` block, it restores at the end.
 
@@ -84,20 +75,13 @@ class PowerCut:
         again: list[Mount] = [mount for mount in self.device.mounts if mount.mounted]
         for mount in reversed(again):
             mount.unmount()
-        self._check_unused()
+        self.device.runtime.check_unmounted(self.device)
         with self.device.open(direct=False) as file:
             file.drop_caches()
         self.device.bring_back()
         self._off = False
         for mount in again:
             mount.mount()
-
-    def _check_unused(self) -> None:
-        number = self.device.path.stat().st_rdev
-        for mounted in mounts():
-            if mounted.source.startswith("/dev/") and _number(Path(mounted.source)) == number:
-                message = f"{self.device.path} is still mounted on {mounted.target}; unmount it before the power is back"
-                raise DmError(message)
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from dmcore.errors import DmError, SpecError
-from dmcore.formats.log_writes import END_MARK, LogFlag, LogReader
+from dmcore.formats.log_writes import BARRIER, END_MARK, LogFlag, LogReader
 from pytest_dm.crash import order
 from pytest_dm.crash.recording import data_ranges
 
@@ -20,7 +20,7 @@ SIZES = {"ext2": "16M", "ext4": "32M", "xfs": "320M", "btrfs": "128M", "f2fs": "
 
 def marks(recording):
     with LogReader(recording.log) as log:
-        return [entry.mark for entry in log if entry.mark is not None]
+        return [entry.mark for entry in log if entry.mark and not entry.mark.startswith(BARRIER)]
 
 
 def save(path, data):
@@ -121,7 +121,7 @@ def test_a_bare_disk(dm_crash):
         entries = [(entry.flags, entry.sector, entry.nr_sectors) for entry in log]
     assert entries == [
         (LogFlag.FUA, 8, 8), (0, 0, 8), (LogFlag.FLUSH, 0, 0), (LogFlag.MARK, 0, 0), (LogFlag.FLUSH, 0, 0),
-        (LogFlag.DISCARD, 0, 8), (0, 16, 8), (LogFlag.MARK, 0, 0),
+        (LogFlag.MARK, 0, 0), (LogFlag.DISCARD, 0, 8), (0, 16, 8), (LogFlag.MARK, 0, 0),
     ]  # fmt: skip
     assert dm_crash.recording.base.read_bytes() == bytes(1 << 20)
 

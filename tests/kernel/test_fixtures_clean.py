@@ -19,9 +19,9 @@ pytestmark = pytest.mark.dm(size="16M")
 VICTIM = """
 import sys, time
 from pytest_dm.factory import Dm
-from pytest_dm.runtime import Runtime
+from pytest_dm.kernel_runtime import KernelRuntime
 
-dm = Dm(Runtime())
+dm = Dm(KernelRuntime())
 disk = dm.linear(dm.flakey(size="16M"))
 disk.lower.fail(reads=True); disk.lower.heal()
 dm.mkfs(disk, "ext4")

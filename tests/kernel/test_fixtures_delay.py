@@ -1,4 +1,4 @@
-"""dm_delay on a real kernel."""
+"""dm_delay: on a real kernel, and on models, whose time is virtual."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ TICK = 0.02
 pytestmark = pytest.mark.dm(size="1M")
 
 
-def seconds(action, *args):
-    began = time.monotonic()
+def seconds(device, action, *args):
+    began = device.runtime.monotonic()
     action(*args)
-    return time.monotonic() - began
+    return device.runtime.monotonic() - began
 
 
 def late(device):
     """Return which operations are late; a flush that follows a write (fsync) counts by itself."""
     found = {
-        "read": seconds(device.read, 0, 512),
-        "write": seconds(device.write, 0, bytes(512)),
-        "flush": seconds(device.flush),
+        "read": seconds(device, device.read, 0, 512),
+        "write": seconds(device, device.write, 0, bytes(512)),
+        "flush": seconds(device, device.flush),
     }
     return {name for name, took in found.items() if took >= LATE / 1000 - TICK}
 
@@ -67,6 +67,7 @@ def test_data_passes(dm_delay):
     assert dm_delay.lower.read(512, 512) == b"x" * 512
 
 
+@pytest.mark.dm(needs="kernel")
 def test_status_counts_what_waits(dm_delay):
     dm_delay.set(read_ms=60_000)
     reader = threading.Thread(target=dm_delay.read, args=(0, 512))
@@ -75,14 +76,24 @@ def test_status_counts_what_waits(dm_delay):
     while dm_delay.status()[0].reads == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert dm_delay.status()[0].reads == 1
-    assert seconds(dm_delay.set) < 10
+    assert seconds(dm_delay, dm_delay.set) < 10
     dm_delay.set(read_ms=0)
     reader.join(timeout=10)
     assert not reader.is_alive()
 
 
 @pytest.mark.parametrize("value", [-1, 1 << 32, True, 1.5])
-def test_what_is_no_delay(dm_delay, value):
-    with pytest.raises(SpecError):
-        dm_delay.set(write_ms=value)
-    assert dm_delay.write_ms == 0
+@pytest.mark.parametrize("field", ["read_ms", "write_ms", "flush_ms"])
+def test_what_is_no_delay(dm, dm_delay, field, value):
+    for refused in (dm_delay.set, dm.delay):
+        with pytest.raises(SpecError) as caught:
+            refused(**{field: value})
+        assert (caught.value.field, caught.value.value) == (field, value)
+    assert getattr(dm_delay, field) == 0
+
+
+def test_the_backend_s_clock_sees_delays(dm_backend, dm_delay):
+    with dm_delay.set(read_ms=LATE):
+        began = dm_backend.monotonic()
+        dm_delay.read(0, 512)
+        assert dm_backend.monotonic() - began >= LATE / 1000 - TICK

@@ -230,6 +230,7 @@ class TestCreate:
         with pytest.raises(SpecError, match="disk"):
             dm.create("0 8 linear disk 0")
 
+    @pytest.mark.dm(needs="kernel")
     def test_a_node_that_may_be_a_real_disk(self, dm, tmp_path):
         node = tmp_path / "sda"
         os.mknod(node, 0o600 | 0o060000, os.makedev(8, 0))

@@ -18,6 +18,7 @@ KIB = 1 << 10
 MIB = 1 << 20
 
 
+@pytest.mark.dm(needs="kernel")
 class TestMount:
     def test_mkfs_and_mount(self, dm):
         disk = dm.loop("16M")

@@ -152,6 +152,7 @@ def test_closing_early(dm, dm_backend):
     assert ours(dm_backend) == before
 
 
+@pytest.mark.dm(needs="kernel")
 def test_the_backend_says_what_runs_where(dm_backend):
     assert isinstance(dm_backend, Backend)
     assert dm_backend.kind == "kernel"

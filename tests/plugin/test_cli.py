@@ -22,7 +22,8 @@ def run(*arguments, **environment):
 def test_doctor_says_everything(tmp_path):
     done = run("doctor")
     sections = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
-    assert sections == ["Machine:", "This kernel:", "Programs:", "Guests:", "Verdict:"], done.stderr
+    models = "Models (--dm-backend=model):"
+    assert sections == ["Machine:", "This kernel:", "Programs:", "Guests:", models, "Verdict:"], done.stderr
     for word in (
         "python",
         "root",

@@ -1,4 +1,4 @@
-"""Where no backend is at hand: skips that say why and what would help, errors with --dm-require."""
+"""Where no kernel is at hand: models serve, and what they cannot is skipped with a reason and what would help."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_dm.options import Options
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.skipif(
-    backend.choose(Options()).kind != "none",
+    backend.choose(Options()).kind == "kernel",
     reason="this kernel can run device-mapper tests, none is skipped",
 )
 
@@ -36,8 +36,16 @@ def run(pytester, monkeypatch, tmp_path):
     return lambda *arguments: pytester.runpytest_subprocess("-W", "error", "-rs", *arguments)
 
 
-def test_they_skip_with_reason_and_command(run):
+def test_models_serve_what_asks_for_devices(run):
     result = run()
+    result.assert_outcomes(passed=4, skipped=1)
+    result.stdout.re_match_lines(
+        [r"SKIPPED .*needs a kernel, having no device of our fixtures: .* try: pytest --dm-vm$"]
+    )
+
+
+def test_on_this_kernel_only_they_skip_with_reason_and_command(run):
+    result = run("--dm-backend=kernel")
     result.assert_outcomes(passed=1, skipped=4)
     reasons = [line for line in result.outlines if line.startswith("SKIPPED")]
     assert reasons
@@ -47,19 +55,16 @@ def test_they_skip_with_reason_and_command(run):
 
 
 def test_require_makes_them_errors(run):
-    result = run("--dm-require")
+    result = run("--dm-require", "--dm-backend=kernel")
     result.assert_outcomes(passed=1, errors=3, failed=1)
     result.stdout.fnmatch_lines(["*needs device-mapper:*--dm-require*"])
     assert "Traceback" not in result.stdout.str()
 
 
 def test_under_xdist(run):
-    run("-n", "2").assert_outcomes(passed=1, skipped=4)
-
-
-def test_this_kernel_only(run):
-    run("--dm-backend=kernel").assert_outcomes(passed=1, skipped=4)
+    run("-n", "2").assert_outcomes(passed=4, skipped=1)
 
 
 def test_the_header_says_so_with_v(run):
-    run("-v").stdout.fnmatch_lines(["dm: *pytest --dm-vm"])
+    run("-v").stdout.fnmatch_lines(["dm: models, for what needs no kernel: *pytest --dm-vm"])
+    run("-v", "--dm-backend=kernel").stdout.fnmatch_lines(["dm: *pytest --dm-vm"])

@@ -27,7 +27,8 @@ from dmcore.owner import PREFIX, UUID_PREFIX, Owner
 from dmcore.targets import Zero
 from pytest_dm import clean
 from pytest_dm.factory import Dm
-from pytest_dm.runtime import Runtime, backing_roots
+from pytest_dm.kernel_runtime import KernelRuntime
+from pytest_dm.runtime import backing_roots
 
 sys.path.append(str(Path(__file__).parents[1] / "kernel"))
 from udevd import running as udevd
@@ -66,7 +67,7 @@ def build(dm: Dm) -> None:
 
 def victim() -> None:
     """A whole life: build, and take down."""
-    runtime = Runtime()
+    runtime = KernelRuntime()
     with Dm(runtime) as dm:
         build(dm)
     runtime.close()

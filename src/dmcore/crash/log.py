@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dmcore.crash.sparse import extents
 from dmcore.errors import SpecError
 from dmcore.formats.log_index import LogIndex
-from dmcore.formats.log_writes import END_MARK
+from dmcore.formats.log_writes import BARRIER, END_MARK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,9 +24,6 @@ START = "start:"
 """What the mark of an operation's start begins with: the operation may be visible from here on."""
 DONE = "done:"
 """What the mark of an operation's end begins with: the operation was acknowledged and must be visible from here on."""
-
-_BARRIER = "pytest-dm-barrier-"
-"""What marks begin with that `dm_log_writes` makes for itself, to see that the log is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +101,7 @@ class CrashLog:
         self.marks = [
             Mark(at, text)
             for at, text in self.index.marks.items()
-            if text != END_MARK and not text.startswith(_BARRIER)
+            if text != END_MARK and not text.startswith(BARRIER)
         ]
         self._mark_positions = [mark.position for mark in self.marks]
         self.warnings = list(self.index.warnings)

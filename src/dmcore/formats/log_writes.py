@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 __all__ = [
+    "BARRIER",
     "END_MARK",
     "MAGIC",
     "VERSION",
@@ -40,6 +41,8 @@ MAGIC = 0x6A736677736872
 VERSION = 1
 END_MARK = "dm-log-writes-end"
 """The mark that the target writes when its table is destroyed, behind all that was not flushed."""
+BARRIER = "pytest-dm-barrier-"
+"""What marks begin with that `dm_log_writes` makes for itself, to see that the log is written."""
 
 _SUPER = struct.Struct("<QQQI")
 _HEADER = struct.Struct("<QQQQ")

@@ -162,6 +162,10 @@ class BlockFile:
         except OSError as error:
             raise self._os_error(error) from error
 
+    def forget_cached(self) -> None:
+        """Drop the node's clean page cache, so that the next buffered read asks the device."""
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def close(self) -> None:
         """Close; a second call does nothing."""
         if self._fd >= 0:

@@ -29,6 +29,7 @@ __all__ = [
     "BlockDevice",
     "Piece",
     "Suspended",
+    "discard_as_asked",
     "fault",
     "is_zero_page",
     "pieces",
@@ -50,6 +51,8 @@ RAHEAD = 1 << 19
 
 ZERO_PAGE = 1 << 20
 """Bytes of zeros that are kept at hand; also the most that one request of zeros has (BIO_MAX_VECS pages)."""
+_MOST_BYTES = 2**32 - 1
+"""The most that one request discards."""
 _ZEROS = memoryview(bytes(ZERO_PAGE))
 
 
@@ -91,6 +94,29 @@ def pieces(sector: int, count: int, boundary: int) -> Iterator[Piece]:
         at = (sector - first) * SECTOR
         yield Piece(sector, step, slice(at, at + step * SECTOR))
         sector += step
+
+
+def discard_as_asked(device: BlockDevice, sector: int, count: int) -> None:
+    """Discard as the ioctl BLKDISCARD does: up to the first multiple of the granularity, then the rest; all is tried.
+
+    Source: block/blk-lib.c (bio_discard_limit).
+
+    Raises:
+        OSError: The first failure.
+    """
+    failed: OSError | None = None
+    granularity = max(device.discard_granularity // SECTOR, 1)
+    most = (_MOST_BYTES // SECTOR) // granularity * granularity
+    while count:
+        step = min(count, -sector % granularity or most)
+        try:
+            device.discard(sector, step)
+        except OSError as error:
+            failed = failed or error
+        sector += step
+        count -= step
+    if failed is not None:
+        raise failed
 
 
 class BlockDevice(ABC):

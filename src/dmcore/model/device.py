@@ -398,6 +398,11 @@ class ModelDevice(BlockDevice):
         """Whether every line of the live table takes discards."""
         return self._live is not None and self._live.discards and not self._live.readonly
 
+    @property
+    def discard_granularity(self) -> int:
+        """The largest of all lines; 0 where a line takes no discards."""
+        return max(target.discard_granularity for target in self._targets) if self.discards else 0
+
     def discard(self, sector: int, count: int) -> None:
         """Discard, cut at the lines' ends only; EOPNOTSUPP where a line takes none."""
         live = self._ready()

@@ -88,6 +88,11 @@ class FileStore(BlockDevice):
         """Whether it is a writable regular file, where a discard makes a hole."""
         return self._regular and not self.readonly
 
+    @property
+    def discard_granularity(self) -> int:
+        """A block of the file system that the file is on, as the loop driver says (loop_config_discard)."""
+        return max(os.fstatvfs(self._fd).f_bsize, self.block_size) if self.discards else 0
+
     def readinto(self, sector: int, buffer: memoryview, flags: int = SYNC) -> None:
         """Read from the file; a file that has become shorter gives EIO."""
         del flags
@@ -170,10 +175,14 @@ class MemoryStore(BlockDevice):
         size: Bytes, a multiple of 512.
         block_size: Logical block size that it shows.
         word: Its name in tables and status texts.
+        granularity: Bytes of the smallest range that it says a discard can free; None for a logical block.
     """
 
-    def __init__(self, size: int, *, block_size: int = SECTOR, word: str = "") -> None:
+    def __init__(
+        self, size: int, *, block_size: int = SECTOR, word: str = "", granularity: int | None = None
+    ) -> None:
         check_block_size(block_size)
+        self._granularity = block_size if granularity is None else granularity
         validate.integer("size", size, 0, 2**63 - 1, "bytes")
         if size % SECTOR:
             raise SpecError("size", size, f"must be a multiple of {SECTOR} bytes")
@@ -181,6 +190,11 @@ class MemoryStore(BlockDevice):
         self.block_size = block_size
         self.word = word
         self._chunks: dict[int, bytearray] = {}
+
+    @property
+    def discard_granularity(self) -> int:
+        """As it was made."""
+        return self._granularity
 
     @property
     def discards(self) -> bool:

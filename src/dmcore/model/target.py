@@ -125,6 +125,11 @@ class ModelTarget(ABC, Generic[T]):
         return False
 
     @property
+    def discard_granularity(self) -> int:
+        """Bytes of the smallest range that a discard can free; the device's is the largest of all lines."""
+        return max([SECTOR, *(device.discard_granularity for device in self.limiting)])
+
+    @property
     def zeroes_natively(self) -> bool:
         """Whether the line has write-zeroes as an operation; elsewhere zeros are written."""
         return False

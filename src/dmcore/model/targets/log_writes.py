@@ -25,18 +25,23 @@ _HEADER = 32
 
 
 class _Block(NamedTuple):
-    """What is to be logged; sectors of 512 bytes."""
+    """What is to be logged; sectors of 512 bytes; `issued` and `completed` count what was done on the device."""
 
     sector: int
     length: int
     flags: int
     data: bytes = b""
+    issued: int = 0
+    completed: int = 0
 
 
 class _LogWrites(ModelTarget[LogWrites]):
     """One line. The log is written at once, where the kernel has a thread for it.
 
     What failed below is logged like all else, as in the kernel.
+
+    Attributes:
+        times: When each entry of the log was issued and completed, by a count of what was done here.
     """
 
     def __init__(self, target: LogWrites, context: Context) -> None:
@@ -47,6 +52,12 @@ class _LogWrites(ModelTarget[LogWrites]):
         self._entries = 0
         self._enabled = True
         self._unflushed: list[_Block] = []
+        self._ticks = 0
+        self.times: list[tuple[int, int]] = []
+
+    def _tick(self) -> int:
+        self._ticks += 1
+        return self._ticks
 
     @property
     def areas(self) -> Iterable[Area]:
@@ -67,6 +78,11 @@ class _LogWrites(ModelTarget[LogWrites]):
     def discards(self) -> bool:
         """Always: they are logged, and sent on where the data device takes them."""
         return True
+
+    @property
+    def discard_granularity(self) -> int:
+        """The data device's, a sector of the log where that takes no discards."""
+        return self._dev.discard_granularity or self._sector_size
 
     def _at(self, sector: int, count: int) -> int:
         """Return where a request goes: to the sector it has on the whole device."""
@@ -104,17 +120,21 @@ class _LogWrites(ModelTarget[LogWrites]):
             super().flush()
             return
         before, self._unflushed = self._unflushed, []
+        issued = self._tick()
         try:
             super().flush()
         finally:
-            self._append(*before, _Block(0, 0, LogFlag.FLUSH))
+            flush = _Block(0, 0, LogFlag.FLUSH, issued=issued, completed=self._tick())
+            self._append(*before, flush)
 
     def _logged(self, block: _Block, request: Callable[[], None]) -> None:
         """Do a request that is logged when it is done, failed or not."""
         enabled = self._enabled
+        issued = self._tick()
         try:
             request()
         finally:
+            block = block._replace(issued=issued, completed=self._tick())
             if enabled and block.flags & LogFlag.FUA:
                 self._append(block)
             elif enabled:
@@ -133,6 +153,7 @@ class _LogWrites(ModelTarget[LogWrites]):
                 self._enabled = False
                 return
             self._entries += 1
+            self.times.append((block.issued, block.completed))
             self._write_entry(at, block)
             if block.flags & (LogFlag.FUA | LogFlag.MARK):
                 super_block = SuperBlock(1, self._entries, self._sector_size)
@@ -154,7 +175,9 @@ class _LogWrites(ModelTarget[LogWrites]):
             self._enabled = False
 
     def _mark(self, text: bytes) -> None:
-        self._append(_Block(0, 0, LogFlag.MARK, text.split(b"\0")[0][: self._sector_size - _HEADER - 1]))
+        cut = text.split(b"\0")[0][: self._sector_size - _HEADER - 1]
+        now = self._tick()
+        self._append(_Block(0, 0, LogFlag.MARK, cut, now, now))
 
     def message(self, words: list[str]) -> str:
         """Take `mark <text>`."""
