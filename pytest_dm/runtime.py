@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import ClassVar, Self
 
+    from dmcore.abi.dm import DeviceInfo
     from dmcore.kernel.control import Control
     from dmcore.ref import Ref
     from dmcore.table import Table
@@ -169,6 +170,22 @@ class BareDevice(Protocol):
     @property
     def ref(self) -> Ref:
         """The device as a table names it."""
+        ...
+
+    def info(self) -> DeviceInfo:
+        """Return its state."""
+        ...
+
+    def wait(self, event_nr: int | None = None, *, timeout: float = 10.0) -> int:
+        """Wait until the event number differs from `event_nr`, and return it."""
+        ...
+
+    def suspend(self, *, noflush: bool = False, lockfs: bool = True) -> None:
+        """Hold I/O back."""
+        ...
+
+    def resume(self) -> None:
+        """Let I/O go on."""
         ...
 
     def table(self) -> Table:

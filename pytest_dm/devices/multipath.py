@@ -109,7 +109,7 @@ class Multipath(DmDevice):
     def close(self) -> None:
         """Remove the device; I/O that waits for a path fails first."""
         if not self._closed and any(
-            line.type == "multipath" for line in self.device.control.table(self.device.selector)
+            line.split()[2] == "multipath" for line in self.device.table_text().splitlines()
         ):
             self.device.send(FailIfNoPath())
         super().close()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dmcore.abi.devt import DevT
 from dmcore.abi.dm import DeviceInfo, DmFlag, DmIoctl
-from dmcore.errors import DeviceBusy, DeviceMissing, FormatError, SpecError, TableRejected
+from dmcore.errors import DeviceBusy, DeviceMissing, FormatError, IoctlError, SpecError, TableRejected
 from dmcore.model.device import ModelDevice
 from dmcore.model.stores import FileStore
 from dmcore.ref import Ref
@@ -206,6 +206,21 @@ class DmModel:
         return DeviceInfo(
             DmIoctl(flags, self.name, self.uuid, number, model.event_nr, len(model.targets), int(bool(above)))
         )
+
+    def wait(self, event_nr: int | None = None, *, timeout: float = 10.0) -> int:
+        """Return the event number if it differs from `event_nr`, after the background work that may raise one.
+
+        Raises:
+            IoctlError: ETIMEDOUT, at once: nothing else happens by itself.
+        """
+        last = self.model.event_nr if event_nr is None else event_nr
+        with self._devices.lock:
+            if self.model.event_nr == last:
+                self.model.settle()
+        if self.model.event_nr == last:
+            detail = f"the event number is still {last} after {timeout} s"
+            raise IoctlError(errno.ETIMEDOUT, "DM_DEV_WAIT", self.name, detail)
+        return self.model.event_nr
 
     def table(self) -> Table:
         """Return the live table."""
