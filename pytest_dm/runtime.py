@@ -337,6 +337,9 @@ class Runtime(ABC):
             Unsupported: There is no such target.
         """
 
+    def settle(self) -> None:  # noqa: B027 - a kernel does it by itself
+        """Let the background work of models be done; a kernel's goes on by itself."""
+
     def times_of_log(self, device: LogWrites) -> Sequence[tuple[int, int]] | None:
         """Return the growing list of when each entry of a log is issued and completed; None: that has to be traced."""
         del device

@@ -51,6 +51,7 @@ def wait_until(device: DmDevice, what: str, done: Callable[[], bool], timeout: f
         if time.monotonic() > deadline:
             message = f"{device.name} is not {what} after {timeout:g} s: {device.statuses()}"
             raise DmError(message)
+        device.runtime.settle()
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 

@@ -88,6 +88,12 @@ class Devices:
         """Names of the dm devices."""
         return {dm.name for dm in self._dms.values()}
 
+    def settle(self) -> None:
+        """Do the background work of every dm device that is not suspended, lowest first."""
+        for dm in list(self._dms.values()):
+            if not dm.model.suspended:
+                dm.model.settle()
+
     def below(self, word: str) -> set[str]:
         """Return what a dm device's table names."""
         dm = self._dms.get(word)

@@ -128,6 +128,11 @@ class ModelRuntime(Runtime):
             raise Unsupported(f"the target {name}", have, _HINT)
         return 0, 0, 0
 
+    def settle(self) -> None:
+        """Do the background work of every device."""
+        with self.devices.lock:
+            self.devices.settle()
+
     def times_of_log(self, device: LogWrites) -> Sequence[tuple[int, int]]:
         """Return the model's own list."""
         from dmcore.model.targets.log_writes import MODEL  # noqa: PLC0415 - models are loaded as they are used
