@@ -18,6 +18,7 @@ from dmcore.kernel.loop import LoopDevice
 from dmcore.ref import Ref
 from dmcore.table import Line, Table
 from dmcore.target import NO_FEATURES
+from dmcore.targets.delay import Delayed
 from dmcore.targets.raid import (
     Check,
     DeviceState,
@@ -560,3 +561,27 @@ def test_a_reshape_begins(lab, parts):
         assert status.kind is RaidType.RAID5_N
         assert set(status.devices) == {DeviceState.NOT_IN_SYNC}
         assert device.table().lines[0].target.kind is RaidType.RAID5_N
+
+
+@pytest.mark.dm
+def test_what_goes_on_is_told(lab, parts):
+    value = Raid(kind=RaidType.RAID1, devices=_devices(parts, 2, meta=True))
+    with lab.device(value, PART) as device:
+        _until(device, lambda status: status.in_sync)
+    late = Delayed(lab.refs[1], 0, 100)
+    parts.devices[1].reload(Table.of(targets.Delay(read=late, write=late), PART))
+    with lab.device(replace(value, rebuild=(1,)), PART) as device:
+        _until(device, lambda status: status.action is SyncAction.RECOVER)
+        for message, action in ((Check(), SyncAction.CHECK), (Repair(), SyncAction.REPAIR)):
+            _quiet(device)
+            device.send(message)
+            _until(device, lambda status, action=action: status.action is action)
+        _quiet(device)
+
+
+@pytest.mark.dm
+@pytest.mark.parametrize("form", Raid10Format)
+def test_a_format_of_raid10_is_told(lab, parts, form):
+    value = Raid(kind=RaidType.RAID10, chunk=8, devices=_devices(parts, 4, meta=True), raid10_format=form)
+    with lab.device(value, 1024) as device:
+        assert _state(device).kind in {RaidType.RAID10, RaidType(f"raid10_{form}")}

@@ -34,8 +34,10 @@ REASONS = ROOT / "tests/tools/support_reasons.toml"
 CAMPAIGN = 500
 """Generated tables of a target on one kernel that count as its campaign."""
 
-_KERNEL = re.compile(r"[\[-]((?:uml|debian)-[0-9.]+)\]$")
-_DIFFERENTIAL = "tests.differential"
+_KERNEL = re.compile(r"(?<=[\[-])(?P<kernel>(?:uml|debian)-[0-9.]+)(?=[\]-])")
+_MODEL_TESTS = re.compile(
+    r"tests\.differential\.test_(?P<rules>.*)|tests\.targets\.test_(?:(?P<target>.*)_)?models?$"
+)
 
 Data = dict[str, dict[str, Any]]
 """What was seen of each kernel, by its name."""
@@ -66,20 +68,22 @@ def read(path: Path, data: Data) -> None:
             found = _KERNEL.search(case.get("name", ""))
             if not found or any(case.find(word) is not None for word in ("failure", "error", "skipped")):
                 continue
-            kernel = data.setdefault(found[1], _blank())
-            if _DIFFERENTIAL in case.get("classname", ""):
-                _add_model(kernel, case.get("name", "").removesuffix(found[0]))
+            kernel = data.setdefault(found["kernel"], _blank())
+            _add_model(kernel, case.get("classname", ""), _KERNEL.sub("", case.get("name", "")))
             for note in case.iter("property"):
                 _add(kernel, str(note.get("name")), str(note.get("value")), owners, date)
 
 
-def _add_model(kernel: dict[str, Any], name: str) -> None:
-    """Note the target that a differential test names in its id."""
-    words = set(re.split(r"[\[\]]", name)[1:2])
+def _add_model(kernel: dict[str, Any], module: str, name: str) -> None:
+    """Note the targets whose models a test held against the kernel: its module or its arguments name them."""
+    found = _MODEL_TESTS.search(module)
+    if found is None:
+        return
+    (_, _, arguments) = name.partition("[")
     for target in modelled():
-        if any(
-            word == target or word.startswith(f"{target}-") or word.endswith(f"-{target}") for word in words
-        ):
+        word = re.escape(target)
+        named = re.search(rf"(?<![a-z])(?<![a-z]-){word}(?!-?[a-z])", arguments)
+        if found["target"] == target.replace("-", "_") or named:
             _insert(kernel["models"], target)
 
 

@@ -1,0 +1,89 @@
+"""The table of what works on which kernel: made of what is kept, complete, and nothing missing without a reason."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import support_table
+from support_table import DATA, PAGE, Lack, lacks, read, reasons, render, short, why
+
+from dmcore.registry import targets
+
+KEPT = json.loads(DATA.read_text(encoding="utf-8"))
+
+JUNIT = """<?xml version="1.0"?><testsuites><testsuite timestamp="2026-11-26T10:00:00">
+<testcase classname="tests.targets.test_x" name="test_a[uml-6.1-linear]"><properties>
+<property name="dm_seen" value="loads:linear loads:nonsense status:mirror:MirrorStatus message:Check message:Unknown"/>
+<property name="dm_read_back" value="linear 500"/><property name="dm_lines" value="linear 300 200"/>
+</properties></testcase>
+<testcase classname="tests.targets.test_x" name="test_b[uml-6.1]"><properties>
+<property name="dm_kernel" value='{"release": "6.1.176", "targets": {"linear": "1.4.0", "ebs": null}}'/>
+</properties></testcase>
+<testcase classname="tests.targets.test_x" name="test_c[uml-6.1]"><failure/><properties>
+<property name="dm_seen" value="loads:zero"/></properties></testcase>
+<testcase classname="tests.targets.test_x" name="test_d[uml-6.1]"><skipped/><properties>
+<property name="dm_seen" value="loads:zero"/></properties></testcase>
+<testcase classname="tests.unit.test_y" name="test_e"/>
+<testcase classname="tests.differential.test_z" name="test_f[uml-6.1-0 64 striped a]"/>
+</testsuite></testsuites>"""
+
+
+@pytest.fixture
+def seen(tmp_path):
+    path = tmp_path / "junit.xml"
+    path.write_text(JUNIT)
+    data = {}
+    read(path, data)
+    return data
+
+
+def test_only_what_passed_counts(seen):
+    assert seen == {
+        "uml-6.1": {
+            "release": "6.1.176", "date": "2026-11-26", "versions": {"linear": "1.4.0", "ebs": None},
+            "loads": ["linear"], "read_back": {"linear": "2026-11-26"}, "status": {"mirror": ["MirrorStatus"]},
+            "messages": {"raid": ["Check"]}, "models": ["striped"], "campaigns": {"linear": [500, "2026-11-26"]},
+            "lines": {"linear": [300, 200, "2026-11-26"]},
+        }
+    }  # fmt: skip
+
+
+def test_what_is_missing_is_told(seen):
+    found = lacks(seen)
+    assert Lack("ebs", "target", "uml-6.1") in found
+    assert Lack("linear", "model", "uml-6.1") in found
+    assert not any(lack.target == "linear" and lack.what != "model" for lack in found)
+    assert not any(lack.target == "ebs" and lack.what != "target" for lack in found), (
+        "no need to tell the rest"
+    )
+
+
+def test_a_lack_without_a_reason_is_an_error(seen, monkeypatch):
+    monkeypatch.setattr(support_table, "reasons", list)
+    with pytest.raises(SystemExit, match=r"ebs: target on uml-6\.1"):
+        render(seen)
+
+
+def test_the_page_is_made_of_what_is_kept():
+    assert PAGE.read_text(encoding="utf-8") == render(KEPT), "make it again: tests/tools/support_table.py"
+
+
+def test_every_target_and_the_three_kernels_are_there():
+    assert {"uml-6.1", "uml-6.12", "uml-7.2"} <= set(KEPT)
+    rows = re.findall(r"^\| ([a-z-]+) \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    cells = {name: row.split(" | ") for name, row in rows if len(row.split(" | ")) == 5}
+    assert set(targets()) <= set(cells)
+    for name in targets():
+        for seen in KEPT.values():
+            assert name in seen["versions"], f"{name}: the run is from before it was written"
+
+
+def test_every_reason_is_of_use():
+    """One that fits nothing any more is out of date."""
+    found = lacks(KEPT)
+    for reason in reasons():
+        fits = [lack for lack in found if why(lack) == reason["why"]]
+        assert fits, reason
+        assert all(short(lack.kernel) for lack in fits)
