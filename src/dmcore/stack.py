@@ -86,25 +86,31 @@ class Stack:
         path = PurePosixPath(ref.name)
         return path.name if path.parent == _MAPPER and path.name in self.tables else None
 
+    def _before(self, name: str) -> set[str]:
+        """Return the tables that one stands on, and those it serves."""
+        table = self.tables[name]
+        found = {below for ref in table.refs() if (below := self.below(ref)) is not None}
+        for other, its in self.tables.items():
+            pairs = ((line.target, served.target) for line in table.lines for served in its.lines)
+            if other != name and any(target.serves(served) for target, served in pairs):
+                found.add(other)
+        return found
+
     def order(self) -> tuple[str, ...]:
         """Return the names in an order in which each stands on earlier ones only.
 
         Raises:
             SpecError: There is none: tables stand on each other.
         """
-        graph = {
-            name: {found for ref in table.refs() if (found := self.below(ref)) is not None}
-            for name, table in self.tables.items()
-        }
         try:
-            return tuple(TopologicalSorter(graph).static_order())
+            return tuple(TopologicalSorter({name: self._before(name) for name in self.tables}).static_order())
         except CycleError as error:
             raise SpecError(
                 "tables", " -> ".join(error.args[1]), "these tables stand on each other"
             ) from None
 
     def needed(self, top: str) -> tuple[str, ...]:
-        """Return the names that `top` stands on, and itself at the end, in order.
+        """Return the names that `top` stands on or serves, and itself at the end, in order.
 
         Raises:
             SpecError: There is no such table.
@@ -114,9 +120,7 @@ class Stack:
         wanted = {top}
         for name in reversed(self.order()):
             if name in wanted:
-                wanted.update(
-                    found for ref in self.tables[name].refs() if (found := self.below(ref)) is not None
-                )
+                wanted |= self._before(name)
         return tuple(name for name in self.order() if name in wanted)
 
     def outside(self, top: str | None = None) -> tuple[Ref, ...]:

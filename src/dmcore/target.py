@@ -233,6 +233,14 @@ class Target(ABC):
     def refs(self) -> tuple[Ref, ...]:
         """Return the devices below, in the order the table names them, repeats included."""
 
+    def serves(self, other: Target) -> bool:
+        """Whether `other`, in another table of a stack, depends on what this one does for it, though neither names the other.
+
+        A stack then opens that table first: writes to a snapshot's origin must find the snapshot.
+        """
+        del other
+        return False
+
     @abstractmethod
     def encode(self, resolve: Resolve) -> str:
         """Return the parameter words of the table line ("" for none)."""

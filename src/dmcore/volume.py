@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import io
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dmcore.errors import DmError, SpecError
 from dmcore.model.block import FUA, IDLE, SYNC, BlockDevice, discard_as_asked, fault
@@ -328,11 +328,12 @@ def open_volume(
     time = clock or Clock()
     opened: list[BlockDevice] = []
     made: dict[str, ModelDevice] = {}
+    shared: dict[BlockDevice, list[Any]] = {}
     try:
         below = _Below(stack, devices or {}, made, opened, readonly=mode == "r")
         for name in stack.needed(top or stack.top):
             device = made[name] = ModelDevice(
-                below, clock=time, features=features, word=name, seed=seed, keys=keys
+                below, clock=time, features=features, word=name, seed=seed, keys=keys, shared=shared
             )
             device.load(stack.tables[name], readonly=mode == "r" and name == (top or stack.top))
             device.resume()

@@ -70,6 +70,7 @@ class ModelDevice(BlockDevice):
         word: Its name in the tables above it.
         seed: For targets that act by chance.
         keys: Payloads of keys that tables name in a keyring; see `Context`.
+        shared: What the devices of a stack have in common, see `Context`; by default this one stands alone.
     """
 
     advances = False
@@ -83,6 +84,7 @@ class ModelDevice(BlockDevice):
         word: str = "",
         seed: int = 0,
         keys: Mapping[str, bytes] | None = None,
+        shared: dict[BlockDevice, list[Any]] | None = None,
     ) -> None:
         self.word = word
         self.clock = clock or Clock()
@@ -92,6 +94,7 @@ class ModelDevice(BlockDevice):
         self.event_nr = 0
         self._open = open
         self._keys = keys or {}
+        self._shared: dict[BlockDevice, list[Any]] = {} if shared is None else shared
         self._random = Random(seed)  # noqa: S311 - chance that repeats
         self._live: Live | None = None
         self._staged: Live | None = None
@@ -143,6 +146,7 @@ class ModelDevice(BlockDevice):
             random=self._random,
             readonly=readonly,
             keys=self._keys,
+            shared=self._shared,
         )
 
     def _event(self) -> None:
@@ -172,6 +176,7 @@ class ModelDevice(BlockDevice):
             SpecError: A reloaded table does not fit on what is below (EINVAL in the kernel, at this late time as well):
                 it is dropped, the device stays suspended with its old table.
         """
+        old: Live | None = None
         if self._staged is not None:
             self.suspend()
             try:
@@ -182,17 +187,19 @@ class ModelDevice(BlockDevice):
             old, self._live, self._staged = self._live, self._staged, None
             self.sectors = self._live.table.length
             self.block_size = _block_size(self._live)
-            if old is not None:
-                old.close()
         elif not self.suspended:
             return
         if self._live is None:
             raise fault(errno.EINVAL)
-        for target in self._live.targets:
-            target.preresume()
-        self.suspended = False
-        for target in self._live.targets:
-            target.resume()
+        try:
+            for target in self._live.targets:
+                target.preresume()
+            self.suspended = False
+            for target in self._live.targets:
+                target.resume()
+        finally:
+            if old is not None:
+                old.close()
 
     @property
     def _targets(self) -> list[ModelTarget[Any]]:

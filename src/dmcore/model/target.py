@@ -12,7 +12,7 @@ import errno
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from dmcore.model.block import ZERO_PAGE, BlockDevice, fault, pieces, zeros
 from dmcore.target import NO_FEATURES, Features, Target
@@ -44,6 +44,7 @@ class Context:
         random: The stack's source of chance.
         readonly: The table is loaded read-only.
         keys: Payloads of keys that tables name in a keyring, by `type:description` or by description.
+        shared: What lines of all tables of the stack keep for each other, by the device at which they meet.
     """
 
     start: int
@@ -56,6 +57,7 @@ class Context:
     random: Random = field(default_factory=lambda: Random(0))  # noqa: S311 - chance that repeats
     readonly: bool = False
     keys: Mapping[str, bytes] = field(default_factory=dict[str, bytes], repr=False)
+    shared: dict[BlockDevice, list[Any]] = field(default_factory=dict["BlockDevice", "list[Any]"])
 
 
 class Area(NamedTuple):

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dmcore.errors import SpecError
 from dmcore.targets._snapshot import SnapshotParams, SnapshotState, SnapshotStatus, Store, draw_values
+from dmcore.targets.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
-    from dmcore.target import Space
+    from dmcore.target import Space, Target
 
 __all__ = ["SnapshotMerge", "SnapshotState", "SnapshotStatus", "Store"]
 
@@ -52,6 +53,10 @@ class SnapshotMerge(SnapshotParams):
         SnapshotParams.__post_init__(self)
         if self.store is Store.TRANSIENT:
             raise SpecError("store", self.store, "a transient snapshot cannot be merged")
+
+    def serves(self, other: Target) -> bool:
+        """Whether it is another snapshot of the origin."""
+        return isinstance(other, Snapshot) and other.origin == self.origin and other.cow != self.cow
 
     @classmethod
     def strategy(cls, space: Space) -> SearchStrategy[SnapshotMerge]:

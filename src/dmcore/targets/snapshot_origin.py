@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dmcore import validate
 from dmcore.target import Target
+from dmcore.targets._snapshot import SnapshotParams
 
 if TYPE_CHECKING:
     from typing import Self
@@ -50,6 +51,10 @@ class SnapshotOrigin(Target):
     def refs(self) -> tuple[Ref, ...]:
         """Return the device below."""
         return (self.dev,)
+
+    def serves(self, other: Target) -> bool:
+        """Whether it is a snapshot of the device, or the merge of one."""
+        return isinstance(other, SnapshotParams) and other.origin == self.dev
 
     def encode(self, resolve: Resolve) -> str:
         """Return `<dev>`."""
