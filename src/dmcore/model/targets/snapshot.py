@@ -6,6 +6,7 @@ Source: drivers/md/dm-snap.c (snapshot_map, snapshot_io_hints).
 from __future__ import annotations
 
 import errno
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dmcore.model.block import fault
@@ -13,7 +14,7 @@ from dmcore.model.targets._snapshot import Shot
 from dmcore.units import SECTOR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from dmcore.model.block import BlockDevice
 
@@ -68,25 +69,30 @@ class _Snapshot(Shot):
         Requests are cut at the chunk's size from where the discard begins, not where chunks do: the limit that the
         target sets for the granularity is in the wrong unit, and a piece is taken for the chunk it begins in.
         """
+        self.context.clock.together(self._discards(sector + self.context.start, count))
+
+    def _discards(self, at: int, count: int) -> Iterator[Callable[[], None]]:
         unit = max(1, self.store.chunk // SECTOR)
-        end = sector + count
-        while sector < end:
-            step = min(end - sector, -sector % unit or self.store.chunk)
-            self._discard(sector + self.context.start, step)
-            sector += step
+        end = at + count
+        while at < end:
+            step = min(end - at, -at % unit or self.store.chunk)
+            yield partial(self._discard, at, step)
+            if self.target.discard_passdown_origin:
+                yield partial(self.origin.discard, at, step)
+            at += step
 
     def _discard(self, at: int, count: int) -> None:
         if not self.valid or self.overflowed:
             raise fault(errno.EIO)
         place = self.place(at)
-        if place is not None and place + count > self.cow.sectors:
+        if place is None:
+            return
+        if place + count > self.cow.sectors:
             raise fault(errno.EIO)
-        if place is not None and count == self.store.chunk:
+        if count == self.store.chunk:
             self.cow.write_zeroes(place, count)
-        elif place is not None:
+        else:
             self.cow.discard(place, count)
-        if self.target.discard_passdown_origin:
-            self.origin.discard(at, count)
 
 
 MODEL = _Snapshot
