@@ -34,8 +34,14 @@ class Twins:
     @contextlib.contextmanager
     def kernel(self, text: str) -> Iterator[tuple]:
         """Open the table on the kernel: `(device, file)`."""
+        with self.kernel_of(text, self.words) as both:
+            yield both
+
+    @contextlib.contextmanager
+    def kernel_of(self, text: str, words: dict[str, str]) -> Iterator[tuple]:
+        """The same, with `words` for the names in it."""
         with (
-            self.lab.device(Table.parse(text.format(**self.words))) as device,
+            self.lab.device(Table.parse(text.format(**words))) as device,
             BlockFile(device.path) as file,
         ):
             yield device, file

@@ -372,6 +372,26 @@ class Reader:
             index.append((block, free, before))
         return self._counts(root, index, lambda number: self.block(number, BITMAP_BLOCK))
 
+    def data_counts(self, root: SpaceMapRoot) -> Counts:
+        """Return the reference counts of another device's blocks, whose bitmaps a btree names.
+
+        Raises:
+            FormatError: The space map is damaged.
+        """
+        index: list[tuple[int, int, int]] = []
+        seen: set[int] = set()
+        for key, value in self.btree(root.bitmaps, INDEX_ENTRY.size):
+            block, free, before = INDEX_ENTRY.unpack(value)
+            if key != len(index) or block in seen:
+                reason = f"bitmap {key} of the data space map, at {block}, is out of order"
+                raise FormatError(reason, root.bitmaps * BLOCK)
+            seen.add(block)
+            index.append((block, free, before))
+        if len(index) != -(-root.blocks // PER_BITMAP):
+            reason = f"the data space map has {len(index)} bitmaps for {root.blocks} blocks"
+            raise FormatError(reason, root.bitmaps * BLOCK)
+        return self._counts(root, index, lambda number: self.block(number, BITMAP_BLOCK))
+
     def _counts(
         self, root: SpaceMapRoot, index: list[tuple[int, int, int]], read: Callable[[int], bytearray]
     ) -> Counts:
@@ -386,6 +406,8 @@ class Reader:
             if node.leaf:
                 values = (_COUNT.unpack(value)[0] for value in node.values)
                 large.update(zip(node.keys, values, strict=True))
+        if small.count(3) > sum(number < len(small) and small[number] == 3 for number in large):
+            raise FormatError("a count of the space map is missing", root.counts * BLOCK)
         if len(small) - small.count(0) != root.allocated:
             there = len(small) - small.count(0)
             raise FormatError(f"the space map has {there} blocks in use, not {root.allocated}", 0)

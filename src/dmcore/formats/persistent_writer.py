@@ -12,6 +12,7 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
+from dmcore.errors import FormatError
 from dmcore.formats.persistent_data import (
     ARRAY_BLOCK,
     ARRAY_HEADER,
@@ -41,56 +42,34 @@ from dmcore.formats.persistent_data import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["Array", "Bitset", "Metadata"]
+__all__ = ["Array", "Bitset", "DataMap", "Metadata", "References"]
 
 _U64 = struct.Struct("<Q")
 _COUNT = struct.Struct("<I")
 _MANY = 3
 
 
-class Metadata:
-    """The blocks of a metadata disk, and the transaction that is under way.
+class References:
+    """Counts of references to blocks, as a space map keeps them, in a transaction.
 
     Attributes:
-        reader: Reads the disk.
         blocks: Blocks that are managed.
     """
 
-    def __init__(self, disk: Disk, counts: Counts | None = None) -> None:
-        self.reader = Reader(disk)
-        self._disk = disk
-        new = counts is None
-        self._counts = counts or Counts(bytearray(self.reader.blocks), {}, [], [])
-        self.blocks = len(self._counts.small)
-        self._used = self.blocks - self._counts.small.count(0)
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+        self.blocks = len(counts.small)
+        self._used = self.blocks - counts.small.count(0)
         self._held: set[int] = set()
         self._cursor = 0
         self._dirty: set[int] = set()
-        self._large_changed = new
-        self._counts_root = self._counts.nodes[0] if self._counts.nodes else 0
-        self._index_block = 0
-        if new:
-            self._counts.index = [(0, 0, 0)] * -(-self.blocks // PER_BITMAP)
-            self._dirty.update(range(len(self._counts.index)))
-            self.take(0)
-
-    @classmethod
-    def open(cls, disk: Disk, root: SpaceMapRoot) -> Metadata:
-        """Go on from what the disk holds.
-
-        Raises:
-            FormatError: The space map is damaged.
-        """
-        found = cls(disk, Reader(disk).counts(root))
-        found._index_block = root.bitmaps
-        return found
+        self._large_changed = False
+        self._counts_root = counts.nodes[0] if counts.nodes else 0
 
     @property
     def used(self) -> int:
         """Blocks in use; those freed in this transaction are not, but cannot be used before its end."""
         return self._used
-
-    # -- reference counts --------------------------------------------------------------------------------------------
 
     def count(self, number: int) -> int:
         """Return how often a block is referred to."""
@@ -115,8 +94,14 @@ class Metadata:
         self._set(number, count + 1)
 
     def drop(self, number: int) -> bool:
-        """Count one reference less; return whether it was the last."""
-        count = self.count(number) - 1
+        """Count one reference less; return whether it was the last.
+
+        Raises:
+            FormatError: The space map says that nobody refers to the block.
+        """
+        count = self.count(number) - 1 if number < self.blocks else -1
+        if count < 0:
+            raise FormatError(f"block {number} is in use, but the space map does not count that", 0)
         self._set(number, count)
         if count:
             return False
@@ -124,7 +109,12 @@ class Metadata:
         self._held.add(number)
         return True
 
-    def _free_block(self) -> int:
+    def allocate(self) -> int:
+        """Take a block that was free before this transaction as well.
+
+        Raises:
+            OSError: ENOSPC: there is none.
+        """
         small = self._counts.small
         for begin in (self._cursor, 0):
             at = small.find(0, begin)
@@ -135,6 +125,62 @@ class Metadata:
                 self.take(at)
                 return at
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _bitmap(self, bitmap: int) -> tuple[bytearray, int, int]:
+        """Return the block of a bitmap, the free entries in it, and where the first free one may be."""
+        small = self._counts.small[bitmap * PER_BITMAP : (bitmap + 1) * PER_BITMAP]
+        used = len(small) - small.count(0)
+        free = small.find(0)
+        # As in the kernel, blocks behind the end of the disk count as free.
+        data = bytearray(16) + pack_bitmap(small.ljust(PER_BITMAP, b"\0"))
+        return data, PER_BITMAP - used, free if free >= 0 else len(small)
+
+    def _large(self) -> list[tuple[int, bytes]]:
+        """Return the entries of the btree of large counts."""
+        return [(number, _COUNT.pack(count)) for number, count in sorted(self._counts.large.items())]
+
+    def extend(self, blocks: int) -> None:
+        """Let it have more blocks, which are free."""
+        counts = self._counts
+        counts.small += bytes(blocks - self.blocks)
+        self._dirty.update(range(self.blocks // PER_BITMAP, -(-blocks // PER_BITMAP)))
+        counts.index += [(0, 0, 0)] * (-(-blocks // PER_BITMAP) - len(counts.index))
+        self.blocks = blocks
+
+    def begin(self) -> None:
+        """Begin a transaction: what was freed in the last one can be used."""
+        self._held.clear()
+        self._cursor = 0
+
+
+class Metadata(References):
+    """The blocks of a metadata disk, and the transaction that is under way.
+
+    Attributes:
+        reader: Reads the disk.
+    """
+
+    def __init__(self, disk: Disk, counts: Counts | None = None) -> None:
+        self.reader = Reader(disk)
+        self._disk = disk
+        super().__init__(counts or Counts(bytearray(self.reader.blocks), {}, [], []))
+        self._index_block = 0
+        if counts is None:
+            self._large_changed = True
+            self._counts.index = [(0, 0, 0)] * -(-self.blocks // PER_BITMAP)
+            self._dirty.update(range(len(self._counts.index)))
+            self.take(0)
+
+    @classmethod
+    def open(cls, disk: Disk, root: SpaceMapRoot) -> Metadata:
+        """Go on from what the disk holds.
+
+        Raises:
+            FormatError: The space map is damaged.
+        """
+        found = cls(disk, Reader(disk).counts(root))
+        found._index_block = root.bitmaps
+        return found
 
     # -- blocks and btrees -------------------------------------------------------------------------------------------
 
@@ -147,7 +193,7 @@ class Metadata:
         Raises:
             OSError: ENOSPC without a free block; what writing says.
         """
-        number = self._free_block()
+        number = self.allocate()
         self._put(kind, number, data)
         return number
 
@@ -205,8 +251,7 @@ class Metadata:
         self._disk.flush()
         self._put(kind, 0, data)
         self._disk.flush()
-        self._held.clear()
-        self._cursor = 0
+        self.begin()
 
     def _save_space_map(self) -> SpaceMapRoot:
         if self._dirty or not self._index_block:
@@ -217,20 +262,19 @@ class Metadata:
         counts = self._counts
         if self._index_block:
             self.drop(self._index_block)
-        self._index_block = self._free_block()
+        self._index_block = self.allocate()
         moved: set[int] = set()
         while (todo := self._dirty - moved) or self._large_changed:
             for bitmap in todo:
                 if counts.index[bitmap][0]:
                     self.drop(counts.index[bitmap][0])
-                counts.index[bitmap] = (self._free_block(), 0, 0)
+                counts.index[bitmap] = (self.allocate(), 0, 0)
             moved |= todo
             if self._large_changed:
                 self._large_changed = False
                 if self._counts_root:
                     self.drop_tree(self._counts_root, _COUNT.size, lambda value: value)
-                entries = [(number, _COUNT.pack(count)) for number, count in sorted(counts.large.items())]
-                self._counts_root = self.tree(entries, _COUNT.size)
+                self._counts_root = self.tree(self._large(), _COUNT.size)
         for bitmap in moved:
             self._put_bitmap(bitmap)
         data = bytearray(16 + MOST_BITMAPS * INDEX_ENTRY.size)
@@ -241,13 +285,58 @@ class Metadata:
 
     def _put_bitmap(self, bitmap: int) -> None:
         number = self._counts.index[bitmap][0]
-        small = self._counts.small[bitmap * PER_BITMAP : (bitmap + 1) * PER_BITMAP]
-        used = len(small) - small.count(0)
-        free = small.find(0)
-        # As in the kernel, blocks behind the end of the disk count as free.
-        self._counts.index[bitmap] = (number, PER_BITMAP - used, free if free >= 0 else len(small))
-        data = bytearray(16) + pack_bitmap(small.ljust(PER_BITMAP, b"\0"))
+        data, free, first = self._bitmap(bitmap)
+        self._counts.index[bitmap] = (number, free, first)
         self._put(BITMAP_BLOCK, number, data)
+
+
+class DataMap(References):
+    """The space map of a data device, kept in the metadata; `save` writes what changed.
+
+    Args:
+        metadata: Where it is kept.
+        root: Its root; None for a new one without blocks.
+
+    Raises:
+        FormatError: It is damaged.
+    """
+
+    def __init__(self, metadata: Metadata, root: SpaceMapRoot | None = None) -> None:
+        self._metadata = metadata
+        if root is None:
+            super().__init__(Counts(bytearray(), {}, [], []))
+            self._index = metadata.tree([], INDEX_ENTRY.size)
+            self._counts_root = metadata.tree([], _COUNT.size)
+        else:
+            super().__init__(metadata.reader.data_counts(root))
+            self._index = root.bitmaps
+
+    @property
+    def free(self) -> int:
+        """Blocks that can be allocated in this transaction."""
+        return self.blocks - self._used - len(self._held)
+
+    def save(self) -> SpaceMapRoot:
+        """Write what changed; return the root."""
+        index, metadata = self._counts.index, self._metadata
+        if self._dirty:
+            for bitmap in range(len(index)):
+                if bitmap in self._dirty:
+                    data, free, first = self._bitmap(bitmap)
+                    index[bitmap] = (metadata.new(BITMAP_BLOCK, data), free, first)
+                else:
+                    metadata.take(index[bitmap][0])
+            entries = [(at, INDEX_ENTRY.pack(*entry)) for at, entry in enumerate(index)]
+            old, self._index = self._index, metadata.tree(entries, INDEX_ENTRY.size)
+            metadata.drop_tree(
+                old, INDEX_ENTRY.size, lambda value: metadata.drop(INDEX_ENTRY.unpack(value)[0])
+            )
+        if self._large_changed:
+            old, self._counts_root = self._counts_root, metadata.tree(self._large(), _COUNT.size)
+            metadata.drop_tree(old, _COUNT.size, lambda value: value)
+        self._dirty.clear()
+        self._large_changed = False
+        return SpaceMapRoot(self.blocks, self._used, self._index, self._counts_root)
 
 
 class Array:
