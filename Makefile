@@ -9,7 +9,7 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 # What the examples need of the distribution; the guest kernels are fetched by pytest-dm itself, without root.
 QEMU_PACKAGES = qemu-system-x86 gcc make libelf1 zstd
 DEMO_PACKAGES = python3-venv e2fsprogs $(if $(filter qemu,$(VM)),$(QEMU_PACKAGES))
-TEST_PACKAGES = $(DEMO_PACKAGES) $(QEMU_PACKAGES) dmsetup cryptsetup-bin xfsprogs btrfs-progs udev thin-provisioning-tools
+TEST_PACKAGES = $(DEMO_PACKAGES) $(QEMU_PACKAGES) dmsetup cryptsetup-bin xfsprogs btrfs-progs udev thin-provisioning-tools lvm2
 
 KERNEL_TESTS = $(BIN)/python tests/tools/once_more.py tests examples -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-require --dm-timeout=280
 

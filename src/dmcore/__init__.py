@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dmcore.kernel.device import Device as Device
     from dmcore.kernel.loop import LoopDevice as LoopDevice
     from dmcore.luks import open_luks as open_luks
+    from dmcore.lvm import open_lvm as open_lvm
     from dmcore.ref import Ref as Ref
     from dmcore.stack import Stack as Stack
     from dmcore.table import Line as Line
@@ -61,6 +62,7 @@ _HOMES = {
     "create_zero_sector_linear_target": "containers",
     "encrypt_device": "containers",
     "open_luks": "luks",
+    "open_lvm": "lvm",
     "open_volume": "volume",
     "remove_device": "containers",
 }
@@ -93,6 +95,7 @@ __all__ = [
     "encrypt_device",
     "keyring",
     "open_luks",
+    "open_lvm",
     "open_volume",
     "remove_device",
     "targets",
