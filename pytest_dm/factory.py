@@ -337,6 +337,10 @@ class Dm(Families):
         """Return the sectors of a size, by default the marker's. For handles."""
         return self.wants.size // SECTOR if size is None else to_sectors(size)
 
+    def hold(self, resource: T) -> T:
+        """Take something into the factory's care that has an end of its own: closed with the rest, newest first."""
+        return self._keep(resource)
+
     def _keep(self, resource: T) -> T:
         self._resources.append(resource)
         return resource

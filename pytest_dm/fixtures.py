@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_dm.backend import Backend
     from pytest_dm.crash.session import DmCrash
     from pytest_dm.devices.base import Disk
+    from pytest_dm.differential.pair import Pair
     from pytest_dm.factory import Dm
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "dm_linear",
     "dm_log_writes",
     "dm_loop",
+    "dm_pair",
     "dm_session",
     "dm_zero",
 ]
@@ -155,6 +157,21 @@ def dm_crash(request: pytest.FixtureRequest, dm: Dm) -> DmCrash:
     )  # fmt: skip
     reporting.explored(node, crash.results)
     return crash
+
+
+@pytest.fixture
+def dm_pair(request: pytest.FixtureRequest, dm: Dm, dm_backend: Backend) -> Iterator[Pair]:
+    """The same stack on the kernel and on the models of its targets: runs scripts on both and tells what differs."""
+    from pytest_dm.differential.pair import Pair  # noqa: PLC0415 - only where a test compares
+
+    node = _node(request)
+    assert isinstance(node, pytest.Item)
+    pair = dm.hold(
+        Pair(dm_backend.runtime, examples=Options.of(node.config).examples, root=node.config.rootpath)
+    )
+    yield pair
+    for name, value in pair.tally.properties():
+        node.user_properties.append((name, value))
 
 
 def _bare(dm: Dm, fixture: str, device: T) -> T:

@@ -21,7 +21,7 @@ DESCRIPTION = (
 FIXTURES = frozenset(
     {
         "dm", "dm_session", "dm_backend", "dm_loop", "dm_linear", "dm_zero", "dm_error", "dm_flakey", "dm_dust",
-        "dm_delay", "dm_log_writes", "dm_crash",
+        "dm_delay", "dm_log_writes", "dm_crash", "dm_pair",
     }
 )  # fmt: skip
 """Fixtures of the plugin; a test that asks for one of them gets the `dm` marker."""

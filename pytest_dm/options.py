@@ -11,11 +11,13 @@ from typing import cast
 
 import pytest
 
-__all__ = ["BACKENDS", "MACHINES", "CrashOptions", "Options", "add_options"]
+__all__ = ["BACKENDS", "MACHINES", "PROFILES", "CrashOptions", "Options", "add_options"]
 
 BACKENDS = ("auto", "kernel", "vm", "model")
 MACHINES = ("auto", "qemu", "uml")
 _HERE = ("kernel", "model")
+PROFILES = {"dev": 20, "ci": 200, "campaign": 20_000}
+"""Examples of each property that compares kernel and models."""
 _DEFAULT_TIMEOUT = 120.0
 _KEY = pytest.StashKey["Options"]()
 
@@ -52,6 +54,7 @@ class Options:
         artifacts: Folder for what failed tests leave to look at; None to keep nothing.
         timeout: Seconds a test may run in a guest before the guest is taken for hung.
         report: HTML page for what crash exploration found in the session; None for none.
+        examples: Stacks and scripts that each property about kernel and models tries.
         crash: What the session says of crash exploration.
     """
 
@@ -63,6 +66,7 @@ class Options:
     artifacts: Path | None = None
     timeout: float = _DEFAULT_TIMEOUT
     report: Path | None = None
+    examples: int = PROFILES["dev"]
     crash: CrashOptions = dataclasses.field(default_factory=CrashOptions)
 
     @property
@@ -121,6 +125,10 @@ def add_options(parser: pytest.Parser) -> None:
         "--dm-timeout", type=float, dest="dm_timeout", metavar="SECONDS",
         help=f"seconds a test may run in a guest (default {_DEFAULT_TIMEOUT:g})",
     )  # fmt: skip
+    group.addoption(
+        "--dm-profile", dest="dm_profile", metavar="dev|ci|campaign|N",
+        help="examples of each property that compares kernel and models: 20, 200, 20000, or so many",
+    )  # fmt: skip
     _add_crash_options(group)
     parser.addini("dm_backend", "default for --dm-backend", default="auto")
     parser.addini("dm_vm", "default for --dm-vm: auto, qemu or uml", default="")
@@ -128,6 +136,7 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("dm_require", "default for --dm-require", type="bool", default=False)
     parser.addini("dm_keep", "default for --dm-keep", type="bool", default=False)
     parser.addini("dm_artifacts", "default for --dm-artifacts, from the project's root", default="")
+    parser.addini("dm_profile", "default for --dm-profile", default="dev")
     parser.addini("dm_timeout", "default for --dm-timeout", default=str(_DEFAULT_TIMEOUT))
 
 
@@ -176,6 +185,15 @@ def _crash(config: pytest.Config) -> CrashOptions:
     )
 
 
+def _examples(text: str) -> int:
+    """Return the examples of a profile, or the number itself."""
+    count = PROFILES.get(text, int(text) if re.fullmatch("[0-9]{1,9}", text) else 0)
+    if not count:
+        message = f"dm_profile={text!r}: choose from {', '.join(PROFILES)}, or give a number of examples"
+        raise pytest.UsageError(message)
+    return count
+
+
 def _choice(field: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         message = f"{field}={value!r}: choose from {', '.join(choices)}"
@@ -220,6 +238,7 @@ def _read(config: pytest.Config) -> Options:
         artifacts=_folder(config, artifacts) if artifacts else None,
         timeout=_seconds("dm_timeout", str(given("dm_timeout"))),
         report=_path(config, str(report)) if report else None,
+        examples=_examples(str(given("dm_profile"))),
         crash=_crash(config),
     )
 

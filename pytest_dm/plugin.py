@@ -18,6 +18,7 @@ from pytest_dm.fixtures import (
     dm_linear,
     dm_log_writes,
     dm_loop,
+    dm_pair,
     dm_session,
     dm_zero,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "dm_linear",
     "dm_log_writes",
     "dm_loop",
+    "dm_pair",
     "dm_session",
     "dm_zero",
 ]

@@ -20,6 +20,7 @@ from dmcore.errors import DmError
 from dmcore.owner import PREFIX, Owner
 from dmvm.exchange import make
 from pytest_dm.boot_ahead import BootAhead
+from pytest_dm.differential.profiles import FOLDER, GUEST_FOLDER
 from pytest_dm.kernel_scheduling import KernelScheduling, kernel_of, scheduling, worker_id
 
 if TYPE_CHECKING:
@@ -321,12 +322,18 @@ class VmSession:
         if self._ahead is not None:
             self._ahead.cancel()
         try:
+            self._keep_examples()
             if self.options.artifacts is not None:
                 self._keep_artifacts(self.options.artifacts)
         except OSError as error:
             self._say(f"the artifacts could not be kept: {error}")
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _keep_examples(self) -> None:
+        """Take over the failing examples that hypothesis found in guests."""
+        for made in sorted(self.folder.glob(f"*/{GUEST_FOLDER}")):
+            shutil.copytree(made, self.config.rootpath / FOLDER, dirs_exist_ok=True)
 
     def _keep_artifacts(self, target: Path) -> None:
         for made in sorted(self.folder.glob("*/artifacts")):

@@ -1,0 +1,162 @@
+"""Rule: how lines of one target are drawn for a differential run, and what of them is compared.
+
+`pytest_dm/differential/rules/NAME.py` (`_` for `-`) defines `RULE`, an instance of a subclass.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING
+
+from dmcore.errors import Unsupported
+from dmcore.ref import Ref
+from dmcore.registry import find
+from dmcore.target import Space
+from pytest_dm.differential.setup import Disk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hypothesis.strategies import DrawFn, SearchStrategy
+
+    from dmcore.target import Features, Target
+
+__all__ = ["Room", "Rule", "rule_for", "ruled"]
+
+
+class Room:
+    """Where a line is drawn: its length, and the devices that it may stand on.
+
+    Attributes:
+        length: Sectors of the line.
+        features: Of the kernel.
+        disks: The disks of the setup so far, by name; `disk` and `data` add to them.
+        below: Devices of the layers below that nothing stands on yet, with their sectors.
+    """
+
+    def __init__(
+        self,
+        draw: DrawFn,
+        length: int,
+        features: Features,
+        disks: dict[str, Disk],
+        below: dict[str, int] | None = None,
+    ) -> None:
+        self._draw = draw
+        self.length = length
+        self.features = features
+        self.disks = disks
+        self.below = {} if below is None else below
+
+    def disk(self, sectors: int, *, seed: int = 0, patches: Iterable[tuple[int, bytes]] = ()) -> Ref:
+        """Add a disk of `sectors`, of zeros unless said otherwise: for metadata."""
+        name = f"disk{len(self.disks)}"
+        self.disks[name] = Disk(sectors, seed, tuple(patches))
+        return Ref(name)
+
+    def data(self, sectors: int) -> Ref:
+        """Return a device of at least `sectors` for data: a layer below that nothing stands on yet, or a filled disk."""
+        for name, size in self.below.items():
+            if size >= sectors:
+                del self.below[name]
+                return Ref(name)
+        from hypothesis import strategies as st
+
+        spare = self._draw(st.sampled_from([0, 0, 1, 8, 37]))
+        return self.disk(sectors + spare, seed=200 + len(self.disks))
+
+    def space(self, devices: int = 2, spare: int = 64) -> Space:
+        """Return what `Target.strategy` wants: layers below and fresh disks, each `spare` sectors larger than the line."""
+        fit = {Ref(name): size for name, size in self.below.items() if size >= self.length}
+        refs = dict(list(fit.items())[:devices])
+        for ref in refs:
+            del self.below[ref.name]
+        while len(refs) < devices:
+            refs[self.disk(self.length + spare, seed=200 + len(self.disks))] = self.length + spare
+        return Space(refs, self.length, self.features)
+
+
+class Rule:
+    """How to draw lines of a target and what to compare. The methods here do for one that keeps nothing on its disks.
+
+    Attributes:
+        kernel_name: The target's.
+        lengths: Sectors that a line may have.
+        fails: Disks may fail under it, and what then happens is the same each time.
+        settles: It works in the background: scripts wait for it after each step.
+        layer: It may stand in a stack of other targets: above them, and below them.
+        discards: Scripts discard on it.
+        suspends: Scripts suspend, resume and reload it.
+    """
+
+    kernel_name: str = ""
+    lengths: tuple[int, ...] = (1, 7, 24, 64, 96)
+    fails: bool = True
+    settles: bool = False
+    layer: bool = True
+    discards: bool = True
+    suspends: bool = True
+
+    @property
+    def kind(self) -> type[Target]:
+        """The target's class."""
+        found = find(self.kernel_name)
+        assert found is not None, self.kernel_name
+        return found
+
+    def draw(self, draw: DrawFn, room: Room) -> Target:
+        """Draw a line's target, and add the disks that it wants to the room."""
+        return draw(self.kind.strategy(room.space()))
+
+    def messages(self, target: Target, length: int) -> SearchStrategy[str] | None:
+        """Return a strategy for messages, wrong ones too; None for a target that takes none."""
+        del target, length
+        return None
+
+    def mask(self, text: str) -> str:
+        """Return the INFO text with what cannot be compared replaced by a word that says why."""
+        return text
+
+    def mask_table(self, text: str) -> str:
+        """Return the TABLE text likewise."""
+        return text
+
+    def hidden(self, target: Target, disks: dict[str, Disk]) -> Iterable[tuple[str, int, int]]:
+        """Yield `(disk, first byte, bytes)` that cannot be compared on the disks."""
+        del target, disks
+        return ()
+
+    def settled(self, text: str) -> bool:
+        """Whether an INFO text says that the work in the background is done."""
+        del text
+        return True
+
+
+@cache
+def ruled() -> tuple[str, ...]:
+    """Return the kernel names of the targets that have a rule, sorted."""
+    from pytest_dm.differential import rules  # noqa: PLC0415 - scanned when first asked
+
+    names = (name for _, name, _ in iter_modules(rules.__path__) if not name.startswith("_"))
+    return tuple(sorted(name.replace("_", "-") for name in names))
+
+
+@cache
+def rule_for(kernel_name: str) -> Rule:
+    """Return the rule of a target.
+
+    Raises:
+        Unsupported: It has none.
+    """
+    if kernel_name not in ruled():
+        raise Unsupported(
+            f"a differential run of {kernel_name}",
+            f"rules are there for {', '.join(ruled())}",
+            f"write pytest_dm/differential/rules/{kernel_name.replace('-', '_')}.py",
+        )
+    module = import_module(f"pytest_dm.differential.rules.{kernel_name.replace('-', '_')}")
+    rule: Rule = module.RULE
+    rule.kernel_name = rule.kernel_name or kernel_name
+    return rule

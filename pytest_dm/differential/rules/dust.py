@@ -1,0 +1,39 @@
+"""dust: its list of bad blocks by message, numbers around the ends of the device included."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dmcore.targets import Dust
+from pytest_dm.differential.rule import Rule
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+    from dmcore.target import Target
+
+__all__ = ["RULE"]
+
+_PLAIN = [
+    "enable", "disable", "quiet", "countbadblocks", "clearbadblocks", "listbadblocks", "ENABLE", "enable now", "addbadblock",
+    "queryblock x", "addbadblock 1 256", "nonsense",
+]  # fmt: skip
+
+
+class _Dust(Rule):
+    def messages(self, target: Target, length: int) -> SearchStrategy[str]:
+        """Draw blocks of the line and a few behind it, and words that are none."""
+        from hypothesis import strategies as st
+
+        assert isinstance(target, Dust)
+        unit = target.block_size // 512
+        block = st.integers(target.offset // unit, (target.offset + length) // unit + 1)
+        numbered = st.sampled_from(["addbadblock", "addbadblock", "removebadblock", "queryblock"])
+        return st.one_of(
+            st.sampled_from(_PLAIN),
+            st.builds("{} {}".format, numbered, block),
+            st.builds("addbadblock {} {}".format, block, st.integers(0, 3)),
+        )
+
+
+RULE = _Dust()

@@ -1,0 +1,44 @@
+"""log-writes: a log that may be too small. A thread writes it, so that the status counts late; the log itself is compared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dmcore.targets import LogWrites
+from pytest_dm.differential.rule import Room, Rule
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import DrawFn, SearchStrategy
+
+    from dmcore.target import Target
+
+__all__ = ["RULE"]
+
+
+class _LogWrites(Rule):
+    def draw(self, draw: DrawFn, room: Room) -> LogWrites:
+        """Draw the size of the log."""
+        from hypothesis import strategies as st
+
+        return LogWrites(
+            dev=room.data(room.length), log=room.disk(draw(st.sampled_from([2048, 2048, 64, 9])))
+        )
+
+    fails = False  # when the thread meets a failing sector is chance
+    lengths = (24, 64, 96)
+
+    def messages(self, target: Target, length: int) -> SearchStrategy[str]:
+        """Draw marks, and what is none."""
+        from hypothesis import strategies as st
+
+        del target, length
+        return st.sampled_from(
+            ["mark a", "MARK a\\ b", "mark " + "x" * 200, "mark", "mark a b", "nonsense x"]
+        )
+
+    def mask(self, text: str) -> str:
+        """Leave the count out, and whether logging has stopped."""
+        return " ".join(["(late)", *text.split()[1:2]])
+
+
+RULE = _LogWrites()

@@ -1,0 +1,58 @@
+"""writecache: without what depends on time; nothing is written back unless a message says so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dmcore.formats import writecache as layout
+from dmcore.targets import Writecache
+from pytest_dm.differential.rule import Room, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hypothesis.strategies import DrawFn, SearchStrategy
+
+    from dmcore.target import Target
+    from pytest_dm.differential.setup import Disk
+
+__all__ = ["RULE"]
+
+
+class _Writecache(Rule):
+    lengths = (64, 96)
+    layer = False  # its writer's thread and a layer that fails do not go together
+    fails = False  # what a failed write-back leaves depends on when its thread ran
+
+    def draw(self, draw: DrawFn, room: Room) -> Writecache:
+        """Draw a cache that a script cannot fill (a full one brings kernels down), and the options without a clock."""
+        from hypothesis import strategies as st
+
+        return Writecache(
+            origin=room.data(room.length),
+            cache=room.disk(2048),
+            block_size=4096,
+            high_watermark=100,
+            low_watermark=100,
+            autocommit_ms=3_600_000,
+            pause_writeback_ms=60_000,
+            metadata_only=draw(st.booleans()),
+        )
+
+    def messages(self, target: Target, length: int) -> SearchStrategy[str]:
+        """Draw what is certain to be over when it returns."""
+        from hypothesis import strategies as st
+
+        del target, length
+        return st.sampled_from(["flush", "FLUSH", "flush_on_suspend", "clear_stats", "nonsense", "flush now"])
+
+    def hidden(self, target: Target, disks: dict[str, Disk]) -> Iterable[tuple[str, int, int]]:
+        """Hide what pads the entries to a whole block: whatever the kernel's memory held."""
+        assert isinstance(target, Writecache)
+        blocks = layout.most_blocks(disks[target.cache.name].sectors * 512, target.block_size)
+        first = layout.SUPER_BYTES + blocks * layout.ENTRY.size
+        end = layout.entries_bytes(blocks, target.block_size)
+        yield target.cache.name, first, end - first
+
+
+RULE = _Writecache()

@@ -1,0 +1,77 @@
+"""Setup: a stack, and what is on the disks below it when a script begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dmcore.errors import SpecError
+from dmcore.stack import Stack
+from dmcore.units import SECTOR
+from pytest_dm.differential.steps import pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Disk", "Setup"]
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk below a stack, and its first content.
+
+    Attributes:
+        sectors: Its size.
+        seed: Of the `pattern` that it holds; 0 for zeros.
+        patches: `(first sector, bytes)` laid over that: metadata which a target wants to find.
+    """
+
+    sectors: int
+    seed: int = 0
+    patches: tuple[tuple[int, bytes], ...] = field(default=(), repr=False)
+
+    def content(self) -> bytearray:
+        """Return all its bytes."""
+        data = bytearray(pattern(self.seed, 0, self.sectors))
+        for sector, patch in self.patches:
+            end = sector * SECTOR + len(patch)
+            if end > len(data):
+                raise SpecError("patches", sector, f"ends past the disk's {self.sectors} sectors")
+            data[sector * SECTOR : end] = patch
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a script runs on.
+
+    Attributes:
+        stack: The tables; what they name and the stack does not hold must be among `disks`.
+        disks: By the names that the tables use.
+    """
+
+    stack: Stack
+    disks: Mapping[str, Disk]
+
+    def __post_init__(self) -> None:
+        for ref in self.stack.outside():
+            if ref.name not in self.disks:
+                raise SpecError(
+                    "disks", ref.name, "the stack names this device, but it is no disk of the setup"
+                )
+
+    @classmethod
+    def of(cls, text: str, disks: Mapping[str, Disk | int]) -> Setup:
+        """Return the setup for a stack's text, and disks by name: a number is the sectors of one filled with a pattern."""
+        made = {
+            name: Disk(disk, seed=200 + number) if isinstance(disk, int) else disk
+            for number, (name, disk) in enumerate(disks.items())
+        }
+        return cls(Stack.parse(text), made)
+
+    def __str__(self) -> str:
+        disks = [
+            f"{name}: {disk.sectors} sectors, seed {disk.seed}{', prepared' if disk.patches else ''}"
+            for name, disk in self.disks.items()
+        ]
+        return "\n".join([*disks, str(self.stack)])
