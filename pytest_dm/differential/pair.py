@@ -142,10 +142,24 @@ class Session:
         for number, name in enumerate(self.setup.stack.order()):
             words.setdefault(name, f"0:{number}")
         features = self._pair.features(self.setup.stack.tables.values())
-        self._model = ModelSide(self.setup.stack, content, words, features, self._pair.opener)
+        self._model = ModelSide(
+            self.setup.stack,
+            content,
+            words,
+            features,
+            opener=self._pair.opener,
+            granularity=self._kernel.granularity,
+        )
 
     def abandon(self) -> None:
         """Remove both stacks without comparing anything."""
+        for name in (
+            self.setup.stack.order()
+        ):  # what is suspended would hold back what the layers above write at their end
+            if name in self._suspended:
+                with suppress(OSError, DmError):
+                    self._kernel.resume(name)
+        self._suspended.clear()
         for side in (self._kernel, getattr(self, "_model", None)):
             if side is not None:
                 with suppress(OSError, DmError, ExceptionGroup):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dmcore.errors import DmError
@@ -25,7 +27,6 @@ from pytest_dm.differential.rule import rule_for, ruled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from dmcore.target import Features
     from dmcore.volume import Volume
@@ -249,6 +250,11 @@ class KernelSide:
         """Discard."""
         self._file(on).discard(sector * SECTOR, count * SECTOR)
 
+    def granularity(self, on: str) -> int:
+        """Return the bytes that discards are aligned to."""
+        queue = Path(f"/sys/dev/block/{self._words[on]}/queue/discard_granularity")
+        return int(queue.read_text(encoding="ascii"))
+
     def zero(self, on: str, sector: int, count: int) -> None:
         """Zero."""
         self._file(on).write_zeroes(sector * SECTOR, count * SECTOR)
@@ -330,8 +336,11 @@ class ModelSide:
         content: dict[str, bytearray],
         words: dict[str, str],
         features: Features,
+        *,
         opener: Callable[..., Volume] = open_volume,
+        granularity: Callable[[str], int] = lambda _: 0,
     ) -> None:
+        self.granularity = granularity
         self._words = words
         self._stores: dict[str, MemoryStore] = {}
         self._legs: dict[str, ModelDevice] = {}
@@ -371,8 +380,15 @@ class ModelSide:
         self._device(on).flush()
 
     def discard(self, on: str, sector: int, count: int) -> None:
-        """Discard."""
-        self._device(on).discard(sector, count)
+        """Discard as BLKDISCARD does: a first piece that ends where the kernel's discard granularity does, and the rest.
+
+        Source: block/blk-lib.c (bio_discard_limit).
+        """
+        device = self._device(on)
+        head = min(-sector % max(self.granularity(on) // SECTOR, 1), count)
+        ranges = [(sector, head), (sector + head, count - head)]
+        requests = [partial(device.discard, first, length) for first, length in ranges if length]
+        self.volume.clock.together(requests)
 
     def zero(self, on: str, sector: int, count: int) -> None:
         """Zero."""

@@ -19,6 +19,7 @@ __all__ = ["RULE"]
 
 
 class _Clone(Rule):
+    layer = False  # its regions come over in a thread, whatever the layers below do then
     lengths = (24, 64, 100)
     fails = False  # a region is copied by a thread: what a failing sector leaves of it is chance
 
