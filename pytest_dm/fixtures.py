@@ -164,6 +164,9 @@ def dm_pair(request: pytest.FixtureRequest, dm: Dm, dm_backend: Backend) -> Iter
     """The same stack on the kernel and on the models of its targets: runs scripts on both and tells what differs."""
     from pytest_dm.differential.pair import Pair  # noqa: PLC0415 - only where a test compares
 
+    lacking = dm_backend.lacks("kernel")
+    if lacking is not None:
+        raise lacking
     node = _node(request)
     assert isinstance(node, pytest.Item)
     pair = dm.hold(

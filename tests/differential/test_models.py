@@ -11,8 +11,11 @@ from dmcore.registry import find
 from pytest_dm.differential.rule import ruled
 from pytest_dm.strategies import scripts, setups
 
-WAITING = {"crypt", "era", "verity"}
-"""Models whose rules are still to be written; their own tests hold them against the kernel."""
+WAITING = {
+    "cache", "crypt", "era", "integrity", "mirror", "multipath", "raid", "snapshot", "snapshot-merge", "snapshot-origin",
+    "switch", "thin", "thin-pool", "unstriped", "verity",
+}  # fmt: skip
+"""Models whose rules are still to be written; tests of their own hold them against the kernel."""
 READY = sorted(set(modelled()) & set(ruled()))
 
 

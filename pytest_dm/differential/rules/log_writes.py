@@ -36,8 +36,9 @@ class _LogWrites(Rule):
         )
 
     def mask(self, text: str) -> str:
-        """Leave the count out, and whether logging has stopped."""
-        return " ".join(["(late)", *text.split()[1:2]])
+        """Leave it out: a thread counts entries and moves on when it likes."""
+        del text
+        return "(late)"
 
 
 RULE = _LogWrites()

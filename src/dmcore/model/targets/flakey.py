@@ -78,6 +78,11 @@ class _Flakey(ModelTarget[Flakey]):
         self._reads = _Corruption(reads, target.random_read_corrupt or 0, context.random)
         self._writes = _Corruption(writes, target.random_write_corrupt or 0, context.random)
 
+    def params(self) -> str:
+        """Return the line; kernels like 6.1 also print that there is no fault word."""
+        text = super().params()
+        return f"{text} 0" if self._old and len(text.split()) == 4 else text
+
     @property
     def areas(self) -> Iterable[Area]:
         """The part used."""
