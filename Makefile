@@ -58,6 +58,11 @@ support-table: $(VENV)/.test
 	PYTEST_DM_SUPPORT=1 $(BIN)/pytest $(SUPPORT_TESTS) -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-timeout=280 --junitxml=.support.xml
 	$(BIN)/python tests/tools/support_table.py .support.xml
 
+# Kernel and models on 20,000 generated scripts of each target; failing ones are kept in .hypothesis/examples.
+differential-campaign: $(VENV)/.test
+	$(BIN)/pytest tests/differential -m dm --dm-profile=campaign --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-timeout=14400
+	$(BIN)/pytest tests/differential -m dm --dm-profile=ci --dm-vm=qemu --dm-kernel=debian-6.1 --dm-kernel=debian-6.12 --dm-timeout=14400
+
 test-qemu: $(VENV)/.test
 	$(BIN)/pytest examples tests/kernel/test_dmsetup_agrees.py tests/crash/test_order.py -m dm --dm-vm=qemu --dm-kernel=debian-6.1 --dm-kernel=debian-6.12 --dm-require --dm-timeout=280
 

@@ -165,7 +165,7 @@ def scripts(
     rules = [rule_for(line.target.kernel_type) for table in setup.stack.tables.values() for line in table.lines
              if line.target.kernel_type in ruled()]  # fmt: skip
     if all(rule.suspends for rule in rules):
-        top = st.sampled_from(sorted(setup.stack.tables))
+        top = st.just(setup.stack.top)
         choices += [
             st.builds(steps.Suspend, st.booleans(), top),
             st.builds(steps.Resume, top),

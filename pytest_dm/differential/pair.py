@@ -88,6 +88,7 @@ class Session:
         self.script: list[Step] = []
         self.refused = False
         self._suspended: set[str] = set()
+        self._no_discards = False
         self._failing: dict[str, set[int]] = {name: set() for name in setup.disks}
         self._rules = {
             name: [
@@ -142,6 +143,7 @@ class Session:
         for number, name in enumerate(self.setup.stack.order()):
             words.setdefault(name, f"0:{number}")
         features = self._pair.features(self.setup.stack.tables.values())
+        self._no_discards = "error.discard" not in features
         self._model = ModelSide(
             self.setup.stack,
             content,
@@ -267,7 +269,12 @@ class Session:
         return on if on in self.setup.stack.tables else self.setup.stack.top
 
     def _held(self, step: Step) -> bool:
-        """Whether the kernel might hold a step back for ever, because a device is suspended."""
+        """Whether a step is left out: the kernel might hold it back for ever, because a device is suspended.
+
+        Or it cannot be had there: kernels without "error.discard" have no disk of which a part fails and which discards.
+        """
+        if isinstance(step, steps.Discard) and self._no_discards and any(self._failing.values()):
+            return True
         if not self._suspended:
             return isinstance(step, steps.Resume)
         if isinstance(step, steps.Resume):
