@@ -70,3 +70,53 @@ def test_info_tells_size_tables_and_status(files):
 
 def test_a_device_without_a_path_is_refused(files):
     assert _run(files, "info", "--device", "c")[2].startswith("dmcore: device='c'")
+
+
+def test_a_verity_image_opens_without_a_table_and_tells_corruption(tmp_path):
+    data = bytes(range(256)) * 64
+    (tmp_path / "data").write_bytes(data)
+    made = subprocess.run(
+        ["veritysetup", "format", "data", "tree"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    root = next(line.split()[-1] for line in made.stdout.splitlines() if line.startswith("Root hash"))
+    script = "import sys; from dmcore.cli import main; sys.exit(main())"
+    words = ["volume", "read", "--verity", "data", "--hashes", "tree", "--root-hash", root]
+
+    def read():
+        return subprocess.run(
+            [sys.executable, "-c", script, *words], cwd=tmp_path, capture_output=True, timeout=60, check=False
+        )
+
+    assert (read().returncode, read().stdout) == (0, data)
+    (tmp_path / "data").write_bytes(b"?" + data[1:])
+    assert (read().returncode, read().stderr) == (1, b"dmcore: Input/output error\n")
+
+
+def test_a_luks_image_opens_with_its_key_file(tmp_path):
+    (tmp_path / "key").write_bytes(b"open sesame")
+    with (tmp_path / "image").open("wb") as file:
+        file.truncate(18 << 20)
+    subprocess.run(
+        ["cryptsetup", "luksFormat", "-q", "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000",
+         "image", "key"], cwd=tmp_path, check=True,
+    )  # fmt: skip
+    script = "import sys; from dmcore.cli import main; sys.exit(main())"
+
+    def run(command, *words, data=b""):
+        line = [
+            sys.executable,
+            "-c",
+            script,
+            "volume",
+            command,
+            "--luks",
+            "image",
+            "--key-file",
+            "key",
+            *words,
+        ]
+        return subprocess.run(line, cwd=tmp_path, input=data, capture_output=True, timeout=60, check=False)
+
+    assert run("write", "--offset", "5000", data=b"hello").returncode == 0
+    assert run("read", "--offset", "5000", "--length", "5").stdout == b"hello"
+    assert b"hello" not in (tmp_path / "image").read_bytes()

@@ -48,9 +48,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--table", required=True, type=Path, metavar="FILE", help="one table, or a stack as dmsetup prints it"
-    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", type=Path, metavar="FILE", help="one table, or a stack as dmsetup prints it")
+    what.add_argument("--luks", metavar="IMAGE", help="a LUKS image instead of a table; needs --key-file")
+    what.add_argument("--verity", metavar="IMAGE", help="a verity image; needs --hashes and --root-hash")
+    parser.add_argument("--key-file", metavar="FILE", help="file that is the passphrase, all of it")
+    parser.add_argument("--hashes", metavar="IMAGE", help="where the tree of --verity is")
+    parser.add_argument("--root-hash", metavar="HEX", help="what the tree is trusted for")
     parser.add_argument(
         "--device",
         action="append",
@@ -66,10 +70,8 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it: 0 done, 1 not (the reason is on standard error)."""
-    mode: Literal["r", "r+"] = "r+" if arguments.volume_command == "write" else "r"
     try:
-        text = arguments.table.read_text(encoding="utf-8")
-        with open_volume(text, _devices(arguments.device), mode, top=arguments.top) as volume:
+        with _open(arguments) as volume:
             for message in arguments.message:
                 reply = volume.message(message)
                 if reply:
@@ -84,6 +86,28 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stderr.write(f"dmcore: {where}{error.strerror or error}\n")
         return 1
     return 0
+
+
+def _open(arguments: argparse.Namespace) -> Volume:
+    mode: Literal["r", "r+"] = "r+" if arguments.volume_command == "write" else "r"
+    if arguments.luks is not None:
+        from dmcore.luks import open_luks  # noqa: PLC0415 - brings in what the other tables do without
+
+        if arguments.key_file is None:
+            raise SpecError("key-file", None, "--luks needs it")
+        return open_luks(arguments.luks, key_file=arguments.key_file, mode=mode)
+    if arguments.verity is not None:
+        from dmcore.verity import open_verity  # noqa: PLC0415 - the same
+
+        if arguments.hashes is None or arguments.root_hash is None:
+            raise SpecError("verity", arguments.verity, "needs --hashes and --root-hash")
+        try:
+            root = bytes.fromhex(arguments.root_hash)
+        except ValueError:
+            raise SpecError("root-hash", arguments.root_hash, "must be pairs of hexadecimal digits") from None
+        return open_verity(arguments.verity, arguments.hashes, root)
+    text = arguments.table.read_text(encoding="utf-8")
+    return open_volume(text, _devices(arguments.device), mode, top=arguments.top)
 
 
 def _devices(words: list[str]) -> dict[str, str]:
