@@ -1,0 +1,53 @@
+"""dm_pair itself: a wrong model is found, at the right step, and shrunk."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmcore.stack import Stack
+from dmcore.table import Table
+from dmcore.volume import open_volume
+from pytest_dm.differential.divergence import Divergence
+from pytest_dm.differential.setup import Setup
+from pytest_dm.differential.steps import Flush, Read, Write
+from pytest_dm.strategies import scripts
+
+pytestmark = pytest.mark.dm
+TEXT = "top: 0 64 linear data 8"
+
+
+def _one_sector_off(stack, *args, **more):
+    wrong = {name: Table.parse(str(table).removesuffix(" 8") + " 9") for name, table in stack.tables.items()}
+    return open_volume(Stack(wrong), *args, **more)
+
+
+def test_names_the_first_step_that_differs(dm_pair):
+    dm_pair.run(TEXT, [Flush(), Read(0, 2)], disks={"data": 96})
+    dm_pair.opener = _one_sector_off
+    with pytest.raises(Divergence) as caught:
+        dm_pair.run(TEXT, [Flush(), Write(3, 1), Read(10, 2), Read(0, 64)], disks={"data": 96})
+    found = caught.value
+    assert (found.number, found.what, found.ranges) == (3, "data", ((10, 2),))
+    assert "-> 3. Read(sector=10, count=2, on='top')" in str(found)
+
+
+def test_tells_disks_that_differ_at_the_end(dm_pair):
+    dm_pair.opener = _one_sector_off
+    with pytest.raises(Divergence, match="at the end of the script: table of top"):
+        dm_pair.run(TEXT, [Write(3, 1)], disks={"data": 96})
+
+
+def test_hypothesis_shrinks_a_script(dm_pair):
+    dm_pair.opener = _one_sector_off
+    setup = Setup.of(TEXT, {"data": 96})
+
+    @dm_pair.settings()
+    @given(st.data())
+    def check(data):
+        dm_pair.run(setup, data.draw(scripts(setup)))
+
+    with pytest.raises(Divergence) as caught:
+        check()
+    assert len(caught.value.script) <= 1
