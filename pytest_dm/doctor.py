@@ -97,7 +97,9 @@ def _models() -> Iterator[Finding]:
 
     yield Finding("ok", "targets", ", ".join(modelled()))
     yield Finding(
-        "ok", "can", "every fixture and verb, messages, status, dm_crash of bare disks; time is virtual"
+        "ok",
+        "can",
+        "fixtures and verbs for these targets, messages, status, dm_crash of bare disks; time is virtual",
     )
     yield Finding("--", "cannot", "device nodes (path), mkfs and mounts", "pytest --dm-vm")
 

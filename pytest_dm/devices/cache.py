@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dmcore import targets
-from dmcore.errors import DmError, SpecError
+from dmcore.errors import DmError, SpecError, Unsupported
 from dmcore.table import Table
 from dmcore.targets.cache import CacheMode, CacheStatus, Failed, InvalidateCblocks, Policy
 from dmcore.units import SECTOR
@@ -86,7 +86,11 @@ class Cache(DmDevice):
         Raises:
             SpecError: Not whole blocks of the device, or more than the cache has free.
             DmError: They are not in the cache after that time.
+            Unsupported: On a model, which takes in nothing: what is worth it is the choice of a kernel's policy.
         """
+        if self.runtime.kind != "kernel":
+            have = "the model of cache takes none in"
+            raise Unsupported("a policy that takes blocks into the cache", have, "pytest --dm-vm")
         size = self.cache_block_size
         count = size if length is None else length
         if offset % size or count % size or count < size or not 0 <= offset <= self.size - count:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -14,7 +13,7 @@ from dmcore.errors import DmError
 from dmcore.kernel.block import BlockFile
 from dmcore.kernel.device import Device
 from dmcore.kernel.loop import LoopDevice
-from dmcore.model.block import FUA, IDLE, SYNC
+from dmcore.model.block import FUA, IDLE, SYNC, discard_requests
 from dmcore.model.device import ModelDevice
 from dmcore.model.stores import MemoryStore
 from dmcore.ref import Ref
@@ -338,14 +337,13 @@ class ModelSide:
         features: Features,
         *,
         opener: Callable[..., Volume] = open_volume,
-        granularity: Callable[[str], int] = lambda _: 0,
+        granularity: Callable[[str], int] = lambda _: SECTOR,
     ) -> None:
-        self.granularity = granularity
         self._words = words
         self._stores: dict[str, MemoryStore] = {}
         self._legs: dict[str, ModelDevice] = {}
         for name, data in content.items():
-            store = self._stores[name] = MemoryStore(len(data), word="loop")
+            store = self._stores[name] = MemoryStore(len(data), word="loop", granularity=granularity(name))
             store.write(0, memoryview(data))
             self._legs[name] = ModelDevice(_always(store), features=features, word=words[name])
             self._load(name, set())
@@ -380,15 +378,8 @@ class ModelSide:
         self._device(on).flush()
 
     def discard(self, on: str, sector: int, count: int) -> None:
-        """Discard as BLKDISCARD does: a first piece that ends where the kernel's discard granularity does, and the rest.
-
-        Source: block/blk-lib.c (bio_discard_limit).
-        """
-        device = self._device(on)
-        head = min(-sector % max(self.granularity(on) // SECTOR, 1), count)
-        ranges = [(sector, head), (sector + head, count - head)]
-        requests = [partial(device.discard, first, length) for first, length in ranges if length]
-        self.volume.clock.together(requests)
+        """Discard as BLKDISCARD does."""
+        self.volume.clock.together(discard_requests(self._device(on), sector, count))
 
     def zero(self, on: str, sector: int, count: int) -> None:
         """Zero."""

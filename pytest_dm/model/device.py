@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dmcore.abi.devt import DevT
 from dmcore.abi.dm import DeviceInfo, DmFlag, DmIoctl
@@ -13,7 +13,6 @@ from dmcore.errors import DeviceBusy, DeviceMissing, FormatError, IoctlError, Sp
 from dmcore.model.device import ModelDevice
 from dmcore.model.stores import FileStore
 from dmcore.ref import Ref
-from dmcore.table import Table
 from dmcore.units import SECTOR
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from dmcore.model.block import BlockDevice
     from dmcore.model.clock import Clock
+    from dmcore.table import Table
     from dmcore.target import Features, Message, Status
 
 __all__ = ["LOOP_MAJOR", "Devices", "DmModel", "LoopModel"]
@@ -38,6 +38,7 @@ class Devices:
     Attributes:
         clock: Their time.
         features: The kernel they are like.
+        shared: What their lines keep for each other, such as an origin's snapshots.
         lock: Held by whoever does something with one of them.
         resumed: Told of every resume.
     """
@@ -45,6 +46,7 @@ class Devices:
     def __init__(self, clock: Clock, features: Features) -> None:
         self.clock = clock
         self.features = features
+        self.shared: dict[BlockDevice, list[Any]] = {}
         self.lock = threading.RLock()
         self.resumed = threading.Condition(self.lock)
         self._known: dict[str, BlockDevice] = {}
@@ -168,7 +170,9 @@ class DmModel:
         self.name = name
         self.uuid = uuid
         self.ref = Ref(devices.take(_DM_MAJOR))
-        self.model = ModelDevice(self._open, clock=devices.clock, features=devices.features)
+        self.model = ModelDevice(
+            self._open, clock=devices.clock, features=devices.features, shared=devices.shared
+        )
         self._devices = devices
         self._names: Mapping[str, str] = {}
         self._removed = False
@@ -230,7 +234,7 @@ class DmModel:
 
     def table(self) -> Table:
         """Return the live table."""
-        return Table.parse(self.model.table_text())
+        return self.model.reported()
 
     def table_text(self) -> str:
         """Return the live table as text."""

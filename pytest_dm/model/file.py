@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from dmcore.errors import SpecError, Unsupported
-from dmcore.model.block import FUA, IDLE, SYNC, discard_as_asked, fault
+from dmcore.model.block import FUA, IDLE, SYNC, discard_requests, fault
 from dmcore.units import SECTOR
 
 if TYPE_CHECKING:
@@ -146,7 +145,12 @@ class ModelFile:
 
     def discard(self, offset: int, length: int) -> None:
         """Discard a range; EOPNOTSUPP where the device does not."""
-        self._range(partial(discard_as_asked, self._device), offset, length)
+        clock = self._devices.clock
+        self._range(
+            lambda sector, count: clock.together(discard_requests(self._device, sector, count)),
+            offset,
+            length,
+        )
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Zero a range; devices without the operation get ordinary writes of zeros."""

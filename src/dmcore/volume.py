@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from dmcore.errors import DmError, SpecError
-from dmcore.model.block import FUA, IDLE, SYNC, BlockDevice, discard_as_asked, fault
+from dmcore.model.block import FUA, IDLE, SYNC, BlockDevice, discard_requests, fault
 from dmcore.model.clock import Clock
 from dmcore.model.device import ModelDevice
 from dmcore.model.stores import CowStore, FileStore
@@ -115,7 +115,7 @@ class Volume:
         """Discard a range; OSError EOPNOTSUPP where the table takes none."""
         sector, count = self._sectors(offset, length)
         if count:
-            discard_as_asked(self.device, sector, count)
+            self.clock.together(discard_requests(self.device, sector, count))
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Zero a range."""

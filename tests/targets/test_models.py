@@ -18,6 +18,9 @@ TABLES = [
     "0 96 striped 2 3 {0} 7 {1} 0",
     "0 96 striped 3 8 {0} 0 {1} 16 {0} 512",
     "0 8 error\n8 88 striped 1 11 {1} 9",
+    "0 96 unstriped 3 8 1 {0} 5",
+    "0 40 unstriped 2 8 0 {1} 0\n40 56 linear {0} 7",
+    "0 96 switch 2 8 0 {0} 3 {1} 0",
 ]
 _OPS = st.tuples(
     st.sampled_from(["read", "write", "flush", "discard", "write_zeroes"]),
@@ -51,7 +54,10 @@ def test_model_and_kernel_agree(lab, text):
     @given(st.lists(_OPS, min_size=1, max_size=12))
     def check(script):
         lab.wipe()
-        stores = [MemoryStore(disk.size, word=word) for disk, word in zip(lab.disks, words, strict=True)]
+        stores = [
+            MemoryStore(disk.size, word=word, granularity=4096)
+            for disk, word in zip(lab.disks, words, strict=True)
+        ]
         from dmcore.table import Table
 
         with (

@@ -63,7 +63,7 @@ class Worker:
     def machine(self) -> int:
         """Return the machine's first process: the one whose parent is no process of the machine."""
         found = {pid for pid, command in self.processes().items() if "linux" in command.split(" ")[0]}
-        (first,) = {pid for pid in found if _parent(pid) not in found}
+        (first,) = {pid for pid in found if _parent(pid) not in {None, *found}}
         return first
 
     def wait_for(self, name: str, timeout: float = 30) -> None:
@@ -86,6 +86,9 @@ class Worker:
         assert {path.name for path in self.folder.iterdir()} <= {"exchange"}
 
 
-def _parent(pid: int) -> int:
-    """Return the parent's number, from proc(5)'s stat behind the command's closing parenthesis."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+def _parent(pid: int) -> int | None:
+    """Return the parent's number, from proc(5)'s stat behind the command's closing parenthesis; None: it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None

@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from dmcore.errors import DmError
 from dmcore.units import SECTOR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Self
 
 __all__ = [
@@ -29,7 +30,7 @@ __all__ = [
     "BlockDevice",
     "Piece",
     "Suspended",
-    "discard_as_asked",
+    "discard_requests",
     "fault",
     "is_zero_page",
     "pieces",
@@ -96,27 +97,18 @@ def pieces(sector: int, count: int, boundary: int) -> Iterator[Piece]:
         sector += step
 
 
-def discard_as_asked(device: BlockDevice, sector: int, count: int) -> None:
-    """Discard as the ioctl BLKDISCARD does: up to the first multiple of the granularity, then the rest; all is tried.
+def discard_requests(device: BlockDevice, sector: int, count: int) -> Iterator[Callable[[], None]]:
+    """Yield the requests that the ioctl BLKDISCARD makes: up to the first multiple of the granularity, then the rest.
 
-    Source: block/blk-lib.c (bio_discard_limit).
-
-    Raises:
-        OSError: The first failure.
+    They are under way at once (`Clock.together`). Source: block/blk-lib.c (bio_discard_limit).
     """
-    failed: OSError | None = None
     granularity = max(device.discard_granularity // SECTOR, 1)
-    most = (_MOST_BYTES // SECTOR) // granularity * granularity
+    most = max((_MOST_BYTES // SECTOR) // granularity, 1) * granularity
     while count:
         step = min(count, -sector % granularity or most)
-        try:
-            device.discard(sector, step)
-        except OSError as error:
-            failed = failed or error
+        yield partial(device.discard, sector, step)
         sector += step
         count -= step
-    if failed is not None:
-        raise failed
 
 
 class BlockDevice(ABC):

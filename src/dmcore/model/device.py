@@ -19,7 +19,8 @@ from dmcore.model.block import FUA, PREFLUSH, SYNC, BlockDevice, Suspended, faul
 from dmcore.model.clock import Clock
 from dmcore.model.registry import build
 from dmcore.model.target import Context, ModelTarget
-from dmcore.params import split_words
+from dmcore.params import masked, split_words
+from dmcore.table import Table
 from dmcore.target import NO_FEATURES
 from dmcore.units import SECTOR
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from dmcore.ref import Ref
-    from dmcore.table import Line, Table
+    from dmcore.table import Line
     from dmcore.target import Features, Message, R, Status
 
 __all__ = ["Live", "ModelDevice"]
@@ -222,9 +223,17 @@ class ModelDevice(BlockDevice):
 
     # -- what it says ------------------------------------------------------------------------------------------------
 
+    def reported(self) -> Table:
+        """Return the live table as a kernel reports it: keys, and what messages changed, as they are now.
+
+        Raises:
+            SpecError: There is no such table.
+        """
+        return Table.parse(self._text(lambda target: target.params()))
+
     def table_text(self) -> str:
-        """Return the live table as `dmsetup table` prints it; "" without one."""
-        return self._text(lambda target: target.params())
+        """Return the live table as `dmsetup table` prints it, without keys (`<64-byte-key>`); "" without one."""
+        return self._text(lambda target: masked(target.target.kernel_type, target.params()))
 
     def status_text(self) -> str:
         """Return the status as `dmsetup status` prints it; "" without a table."""
@@ -294,26 +303,7 @@ class ModelDevice(BlockDevice):
 
     def readinto(self, sector: int, buffer: memoryview, flags: int = SYNC) -> None:
         """Read; all pieces are tried, and the last failure is the request's."""
-        live = self._ready()
-        count = len(buffer) // SECTOR
-        if len(live.targets) == 1 and not (limit := live.targets[0].max_io_len):
-            live.targets[0].readinto(sector, buffer, flags)
-            return
-        failed: OSError | None = None
-        begun = ended = self.clock.now
-        for target, first, length, before in self._parts(sector, count):
-            part = buffer[before * SECTOR : (before + length) * SECTOR]
-            limit = target.max_io_len
-            for piece in pieces(first, length, limit):
-                self.clock.now = begun
-                try:
-                    target.readinto(piece.sector, part[piece.data], flags)
-                except OSError as error:
-                    failed = error
-                ended = max(ended, self.clock.now)
-        self.clock.now = ended
-        if failed is not None:
-            raise failed
+        self._split(sector, buffer, lambda target, first, part: target.readinto(first, part, flags))
 
     def write(self, sector: int, data: memoryview, flags: int = SYNC) -> None:
         """Write; all pieces are tried, and the last failure is the request's. PREFLUSH is a flush before it."""
@@ -324,23 +314,21 @@ class ModelDevice(BlockDevice):
             if flags & PREFLUSH:
                 self.flush()
             flags &= ~PREFLUSH if self.write_cache else ~(PREFLUSH | FUA)
+        self._split(sector, data, lambda target, first, part: target.write(first, part, flags))
+
+    def _split(
+        self, sector: int, data: memoryview, do: Callable[[ModelTarget[Any], int, memoryview], None]
+    ) -> None:
+        """Cut a request at lines and at `max_io_len`; its pieces are under way together, so it takes the longest's time."""
+        live = self._ready()
         if len(live.targets) == 1 and not live.targets[0].max_io_len:
-            live.targets[0].write(sector, data, flags)
+            do(live.targets[0], sector, data)
             return
-        failed: OSError | None = None
-        begun = ended = self.clock.now
-        for target, first, length, before in self._parts(sector, len(data) // SECTOR):
-            part = data[before * SECTOR : (before + length) * SECTOR]
-            for piece in pieces(first, length, target.max_io_len):
-                self.clock.now = begun
-                try:
-                    target.write(piece.sector, part[piece.data], flags)
-                except OSError as error:
-                    failed = error
-                ended = max(ended, self.clock.now)
-        self.clock.now = ended
-        if failed is not None:
-            raise failed
+        self.clock.together(
+            partial(do, target, piece.sector, data[before * SECTOR : (before + length) * SECTOR][piece.data])
+            for target, first, length, before in self._parts(sector, len(data) // SECTOR)
+            for piece in pieces(first, length, target.max_io_len)
+        )
 
     @property
     def write_cache(self) -> bool:

@@ -149,24 +149,12 @@ class _Ctr(_OfBlocks):
     decrypt = encrypt
 
 
-class _Xts(_OfBlocks):
-    def __init__(self, cipher: Block, tweak: Block) -> None:
-        super().__init__(cipher)
-        self._tweak = tweak
-        self._tweaks: Tweaks | None = None
-        self._mixed = np.empty(0, np.uint64)
+class _Tweaked(_OfBlocks):
+    """Each block is mixed with a tweak of its own before the cipher and behind it."""
 
+    @abstractmethod
     def _tweaked(self, iv: Words, units: int, blocks: int) -> Words:
-        """Return `E(iv) * x^block` for every block of every unit."""
-        rows = -(-blocks // ROW)
-        first = np.empty((units, rows, 2), np.uint64)
-        first[:, 0] = self._tweak.encrypt(iv)
-        for row in range(1, rows):
-            first[:, row] = doubled(first[:, row - 1], ROW)
-        if self._tweaks is None or units * rows > self._tweaks.rows:
-            self._tweaks = Tweaks(units * rows)
-        tweaks = self._tweaks(first.reshape(-1, 2)).reshape(units, rows * ROW, 2)
-        return tweaks if blocks == rows * ROW else tweaks[:, :blocks]
+        """Return the tweak of every block of every unit."""
 
     def _do(self, data: Words, iv: Words, out: Words, *, encrypt: bool) -> None:
         tweaks = self._tweaked(iv, *data.shape[:2])
@@ -182,7 +170,26 @@ class _Xts(_OfBlocks):
         self._do(data, iv, out, encrypt=False)
 
 
-class _Lrw(_OfBlocks):
+class _Xts(_Tweaked):
+    def __init__(self, cipher: Block, tweak: Block) -> None:
+        super().__init__(cipher)
+        self._tweak = tweak
+        self._tweaks: Tweaks | None = None
+
+    def _tweaked(self, iv: Words, units: int, blocks: int) -> Words:
+        """Return `E(iv) * x^block` for every block of every unit."""
+        rows = -(-blocks // ROW)
+        first = np.empty((units, rows, 2), np.uint64)
+        first[:, 0] = self._tweak.encrypt(iv)
+        for row in range(1, rows):
+            first[:, row] = doubled(first[:, row - 1], ROW)
+        if self._tweaks is None or units * rows > self._tweaks.rows:
+            self._tweaks = Tweaks(units * rows)
+        tweaks = self._tweaks(first.reshape(-1, 2)).reshape(units, rows * ROW, 2)
+        return tweaks if blocks == rows * ROW else tweaks[:, :blocks]
+
+
+class _Lrw(_Tweaked):
     """Tweak of block i: K2 * i in GF(2^128) with the first bit the highest power; the IV is the number of the first block."""
 
     def __init__(self, cipher: Block, tweak: bytes) -> None:
@@ -195,30 +202,17 @@ class _Lrw(_OfBlocks):
         self._powers = np.frombuffer(b"".join(power.to_bytes(16, "big") for power in powers), np.uint64)
         self._powers = self._powers.reshape(128, 2)
 
-    def _tweaked(self, iv: Words, blocks: int) -> Words:
+    def _tweaked(self, iv: Words, units: int, blocks: int) -> Words:
         count = np.arange(blocks, dtype=np.uint64)
         low = iv[:, 1:].view(">u8").astype(np.uint64) + count
         high = iv[:, :1].view(">u8").astype(np.uint64) + (low < count)
-        tweaks = np.zeros((len(iv), blocks, 2), np.uint64)
+        tweaks = np.zeros((units, blocks, 2), np.uint64)
         for bit in range(128):
             word = low if bit < 64 else high
             mask = np.uint64(0) - (word >> np.uint64(bit % 64) & np.uint64(1))
             if mask.any():
                 tweaks ^= mask[:, :, None] & self._powers[bit]
         return tweaks
-
-    def _do(self, data: Words, iv: Words, out: Words, *, encrypt: bool) -> None:
-        tweaks = self._tweaked(iv, data.shape[1])
-        room, mixed = self._scratch(data)
-        np.bitwise_xor(data, tweaks, out=mixed)
-        (self.cipher.encrypt_into if encrypt else self.cipher.decrypt_into)(mixed, room)
-        np.bitwise_xor(mixed, tweaks, out=out)
-
-    def encrypt(self, data: Words, iv: Words, out: Words) -> None:
-        self._do(data, iv, out, encrypt=True)
-
-    def decrypt(self, data: Words, iv: Words, out: Words) -> None:
-        self._do(data, iv, out, encrypt=False)
 
 
 class _Essiv(Mode):

@@ -17,7 +17,6 @@ from dmcore.errors import DmError, KeyMissing, SpecError
 from dmcore.model.block import fault
 from dmcore.model.target import Area, ModelTarget
 from dmcore.model.targets._crypt_engine import Engine
-from dmcore.params import masked
 from dmcore.targets.crypt import Crypt, Key, KeyringKey
 from dmcore.units import SECTOR
 
@@ -87,11 +86,10 @@ class _Crypt(ModelTarget[Crypt]):
         return bytes(given)
 
     def params(self) -> str:
-        """Return the TABLE text, the key masked as the library shows it (`<64-byte-key>`); a name in a keyring stays."""
-        text = super().params()
-        cipher, _, *rest = text.split(" ")
-        key = str(self._shown) if isinstance(self._shown, KeyringKey) else "00" * self._size or "-"
-        return masked("crypt", " ".join([cipher, key, *rest]))
+        """Return the TABLE text with the key that is set now: zeros after `key wipe`."""
+        cipher, _, *rest = super().params().split(" ")
+        key = str(self._shown) if isinstance(self._shown, KeyringKey) else self._shown.reveal().hex() or "-"
+        return " ".join([cipher, key, *rest])
 
     def message(self, words: list[str]) -> str:
         """Take `key set <key>` and `key wipe`, while suspended."""

@@ -355,6 +355,7 @@ class _Raid(ModelTarget[Raid]):
             self._resync_offset, changed, self._mismatches = DONE, True, 0
         if changed:
             self._store()
+        if changed or requested is not None:
             self.context.event()
 
     def message(self, words: list[str]) -> str:
