@@ -46,9 +46,9 @@ def test_the_schedule_is_the_kernels(lab):
     assert found == expected
 
 
-@pytest.mark.dm(needs="flakey.random_corrupt")
 def test_random_corruption_changes_one_byte_as_often_as_here(lab):
     text = f"0 64 flakey {lab.refs[0]} 0 0 1 2 random_write_corrupt 500000000"
+    lab.supports(Table.parse(text))
     store = MemoryStore(1 << 20, word=str(lab.refs[0]))
 
     def hits(write, read):
