@@ -4,13 +4,14 @@ import errno
 import random
 import struct
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from persistent_audit import array_blocks, audit
 
 from dmcore.errors import FormatError
-from dmcore.formats.crc32c import crc32c
+from dmcore.formats.crc32c import crc32c, crc32c_rows
 from dmcore.formats.persistent_data import (
     BLOCK,
     NODE,
@@ -46,6 +47,27 @@ def test_crc32c_is_the_standard_without_its_final_inversion():
     whole = crc32c(data + bytes(777))
     assert whole == crc32c(bytes(777), crc32c(data[100:], crc32c(data[:100])))
     assert crc32c(b"") == 0xFFFFFFFF
+
+
+def test_crc32c_of_many_rows_and_of_much_data_is_that_of_bytes_one_by_one():
+    def slowly(data, crc):
+        for byte in data:
+            crc ^= byte
+            for _ in range(8):
+                crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+        return crc
+
+    chance = random.Random(4)
+    for width in (0, 1, 3, 4, 5, 63, 511, 512, 513, 1033):
+        data = chance.randbytes(3 * width)
+        rows = np.frombuffer(data, np.uint8).reshape(3, width)
+        found = [slowly(data[width * row : width * (row + 1)], 0x12345678) for row in range(3)]
+        assert crc32c_rows(rows, 0x12345678).tolist() == found
+    much = chance.randbytes(1 << 20 | 77)
+    crc = 0xFFFFFFFF
+    for at in range(0, len(much), 1000):
+        crc = crc32c(much[at : at + 1000], crc)
+    assert crc32c(much) == crc32c(much) == crc
 
 
 def test_sizes_are_the_kernels():

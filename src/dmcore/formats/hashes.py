@@ -10,13 +10,15 @@ import zlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dmcore.errors import SpecError, Unsupported
-from dmcore.formats.crc32c import crc32c
+from dmcore.formats.crc32c import crc32c, crc32c_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Self
 
-__all__ = ["Hash", "digest_size", "hash_named", "new_hash"]
+__all__ = ["Hash", "digest_size", "digests", "hash_named", "new_hash"]
+
+_MANY = 8
 
 _HASHLIB = {
     "md5": "md5", "sha1": "sha1", "sha224": "sha224", "sha256": "sha256", "sha384": "sha384", "sha512": "sha512",
@@ -82,6 +84,15 @@ class _Crc32c:
 
     def copy(self) -> _Crc32c:
         return _Crc32c(self._state)
+
+    def many(self, heads: Sequence[bytes], data: bytes | bytearray | memoryview, step: int) -> list[bytes]:
+        """Return the digests of blocks, all at once."""
+        import numpy as np
+
+        blocks = np.frombuffer(data, np.uint8).reshape(-1, step)
+        first = np.frombuffer(b"".join(heads), np.uint8).reshape(len(blocks), -1)
+        found = ~crc32c_rows(np.concatenate([first, blocks], axis=1), self._state)
+        return [each.tobytes() for each in found.astype("<u4")]
 
 
 class _XxHash64:
@@ -169,3 +180,18 @@ def digest_size(name: str) -> int:
     """Return the bytes of a digest; of an hmac, those of the hash inside."""
     inner = name[5:-1] if name.startswith("hmac(") and name.endswith(")") else name
     return new_hash(inner).digest_size
+
+
+def digests(
+    begun: Hash, heads: Sequence[bytes], data: bytes | bytearray | memoryview, step: int
+) -> list[bytes]:
+    """Return the digest of each `step` bytes of `data` behind its own head, all heads of one length."""
+    if isinstance(begun, _Crc32c) and len(heads) >= _MANY:
+        return begun.many(heads, data, step)
+    found: list[bytes] = []
+    for number, head in enumerate(heads):
+        hasher = begun.copy()
+        hasher.update(head)
+        hasher.update(data[number * step : (number + 1) * step])
+        found.append(hasher.digest())
+    return found

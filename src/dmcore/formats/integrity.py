@@ -67,6 +67,21 @@ class Superblock:
     recalculated: int = 0
     salt: bytes = bytes(16)
 
+    @property
+    def entry_size(self) -> int:
+        """Bytes of an entry of the journal: the sector, the last words of each sector's data, the tag."""
+        return -(-(8 + (8 << self.log2_block) + self.tag_size) // 8) * 8
+
+    @property
+    def section_entries(self) -> int:
+        """Blocks in a section of the journal: as many entries as fit in its 8 sectors of them."""
+        return (504 - (8 if self.flags & Flags.JOURNAL_MAC else 0)) // self.entry_size * 8
+
+    @property
+    def section_sectors(self) -> int:
+        """Sectors of a section of the journal."""
+        return (self.section_entries << self.log2_block) + 8
+
     def version(self, *, bitmap: bool, separate: bool) -> int:
         """Return the version that tells old kernels what they need: with mode B, and a device for tags."""
         for flag, version in (
@@ -178,11 +193,8 @@ class Layout:
         if head.log2_interleave if self.separate else not 3 <= head.log2_interleave <= 31:
             what = f"integrity superblock with 2^{head.log2_interleave} sectors between tags"
             raise FormatError(what, start * _SECTOR + 9)
-        self.entry_size = -(-(8 + 8 * self.block_sectors + head.tag_size) // 8) * 8
-        space = 504 - (8 if head.flags & Flags.JOURNAL_MAC else 0)
-        self.entries_in_sector = space // self.entry_size
-        self.section_entries = self.entries_in_sector * 8
-        self.section_sectors = self.section_entries * self.block_sectors + 8
+        self.entry_size, self.section_entries = head.entry_size, head.section_entries
+        self.section_sectors = head.section_sectors
         self.initial = SB_SECTORS + self.section_sectors * head.journal_sections
         self.log2_buffer = log2_buffer
         too_small = FormatError("the disk is too small for integrity with this journal", start * _SECTOR)
