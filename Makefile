@@ -70,9 +70,13 @@ differential-campaign: $(VENV)/.test
 test-qemu: $(VENV)/.test
 	$(BIN)/pytest examples tests/kernel/test_dmsetup_agrees.py tests/crash/test_order.py -m dm --dm-vm=qemu --dm-kernel=debian-6.1 --dm-kernel=debian-6.12 --dm-require --dm-timeout=280
 
-# Long: every planted bug and every correct twin with ten seeds, more generated workloads, on every kernel.
+# Long: every planted bug and every correct twin with ten seeds, more generated workloads, on every kernel, or on those of KERNELS.
+KERNELS ?= uml-6.1 uml-6.12 uml-7.2
+crash-campaign: export PYTEST_DM_CRASH_SEEDS = 10
+crash-campaign: export PYTEST_DM_CRASH_EXAMPLES = 100
 crash-campaign: $(VENV)/.test
-	PYTEST_DM_CRASH_SEEDS=10 PYTEST_DM_CRASH_EXAMPLES=100 $(BIN)/pytest tests/crash -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-timeout=3600
+	$(BIN)/pytest tests/crash/test_programs.py -m "not dm"
+	$(BIN)/pytest tests/crash -m dm --dm-vm=uml $(KERNELS:%=--dm-kernel=%) --dm-timeout=3600 -rP
 
 test-wheel: $(VENV)/.test
 	$(BIN)/python tests/tools/check_wheel.py

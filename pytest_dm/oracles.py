@@ -157,17 +157,17 @@ class History:
             allowed, untouched = self.allowed(key, state)
             if any(value == operation.value for operation in allowed) or (untouched and value is None):
                 continue
-            mine = [operation for operation in self.operations if operation.key == key]
-            wanted = allowed[0] if allowed else None
-            if value is None or any(value == operation.value for operation in mine):
-                have = "is not there" if value is None else f"is {say(value)}"
-                want = (
-                    "may not be there yet" if wanted is None else f"operation {wanted.name} was acknowledged"
+            values = [one for one in self.operations if one.key == key and value == one.value]
+            begun = {*state.acknowledged, *state.started}
+            have = "is not there" if value is None else f"is {say(value)}"
+            if values and value is not None and not any(one.name in begun for one in values):
+                raise Corrupt(f"{key!r} {have}, a value of operation {values[0].name}, which had not begun")
+            if values or value is None:
+                wanted = allowed[0]
+                lost = lost or Lost(
+                    f"{key!r} {have}, though operation {wanted.name} was acknowledged, which made it {say(wanted.value)}"
                 )
-                if wanted is not None and wanted.name in state.acknowledged:
-                    lost = lost or Lost(f"{key!r} {have}, though {want}, which made it {say(wanted.value)}")
-                    continue
-                raise Corrupt(f"{key!r} {have}, a value of an operation that had not begun")
+                continue
             among = ", ".join(say(operation.value) for operation in allowed) or "nothing"
             where = _difference(value, [operation.value for operation in allowed])
             raise Corrupt(f"{key!r} is {say(value)}, which it never was; it may be {among}{where}")

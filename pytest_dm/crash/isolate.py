@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dmcore.errors import DmError
+from dmcore.kernel.libc import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,11 +121,12 @@ class Process:
         with warnings.catch_warnings():
             # Since 3.12 Python warns of a fork beside threads (xdist's): the child runs the check, nothing of theirs.
             warnings.simplefilter("ignore", DeprecationWarning)
+            parent = os.getpid()
             self._pid = os.fork()
         if not self._pid:
             os.close(self._requests)
             os.close(self._answers)
-            _serve(self._check, theirs, ours)
+            _serve(self._check, theirs, ours, parent)
         os.close(theirs)
         os.close(ours)
         with contextlib.suppress(PermissionError, ProcessLookupError):  # it did so itself, or has ended
@@ -224,10 +226,12 @@ def _reap(pid: int, deadline: float) -> int | None:
         time.sleep(0.002)
 
 
-def _serve(check: Callable[[Any], object], requests: int, answers: int) -> NoReturn:
-    """Run in the child until the parent closes the line."""
+def _serve(check: Callable[[Any], object], requests: int, answers: int, parent: int) -> NoReturn:
+    """Run in the child until the parent closes the line, or is killed."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not die_with_parent(parent, signal.SIGKILL):
+        os._exit(1)
     try:
         while True:
             head = _exactly(requests, _LENGTH.size)

@@ -1,4 +1,7 @@
-"""Oracles of the programs of tests/tools/capture_crash.py: PROGRAM IMAGE ACKNOWLEDGED. Reads the image by debugfs, no mount."""
+"""Oracles of the programs of tests/tools/capture_crash.py, which read the image by debugfs, with no mount.
+
+As a command: PROGRAM IMAGE ACKNOWLEDGED.
+"""
 
 import hashlib
 import os
@@ -8,68 +11,77 @@ import struct
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
-PROGRAM, IMAGE, NAMES = sys.argv[1:]
-ACKNOWLEDGED = [name for name in NAMES.split(",") if name]
-LAST = max((int(name.partition("-")[2]) for name in ACKNOWLEDGED if name.startswith("put-")), default=-1)
 
-
-def rename(read):
+def rename(folder, last):
     for number in range(12):
-        data = read(f"f{number}")
-        if data is None and number <= LAST:
+        data = read(folder / f"f{number}")
+        if data is None and number <= last:
             return f"durability: f{number} is gone"
         if data is not None and data != f"value-{number}".encode() * 300:
             return f"integrity: f{number} has {len(data)} bytes"
     return ""
 
 
-def replaced(read):
-    data = read("cur")
-    if LAST < 0:
+def replaced(folder, last):
+    data = read(folder / "cur")
+    if last < 0:
         return ""
     if data is None or not re.fullmatch(rb"v-(none|[0-9]+)", data):
         return f"integrity: cur is {data!r}"
-    if data == b"v-none" or int(data[2:]) < LAST:
-        return f"durability: cur is {data!r}, {LAST} was acknowledged"
+    if data == b"v-none" or int(data[2:]) < last:
+        return f"durability: cur is {data!r}, {last} was acknowledged"
     return ""
 
 
-def records(read):
-    data, count = read("wal") or b"", 0
+def records(folder, last):
+    data, count = read(folder / "wal") or b"", 0
     while len(data) >= 36:
         (length,) = struct.unpack_from("<I", data)
         record = data[36 : 36 + length]
         if hashlib.sha256(record).digest() != data[4:36] or not record.startswith(f"rec-{count}".encode()):
             break
         count, data = count + 1, data[36 + length :]
-    return f"durability: {count} records, {LAST + 1} acknowledged" if count <= LAST else ""
+    return f"durability: {count} records, {last + 1} acknowledged" if count <= last else ""
 
 
-def database(_read):
-    if "begin" not in ACKNOWLEDGED:
-        return ""
+def database(folder, last):
     try:
-        connection = sqlite3.connect(FOLDER / "db")
-        ((said,), *_) = connection.execute("pragma integrity_check")
-        if said != "ok":
-            return f"integrity: {said}"
-        rows = dict(connection.execute("select k, v from t"))
+        with closing(sqlite3.connect(folder / "db")) as connection:
+            ((said,), *_) = connection.execute("pragma integrity_check")
+            if said != "ok":
+                return f"integrity: {said}"
+            rows = dict(connection.execute("select k, v from t"))
     except sqlite3.DatabaseError as error:
         return f"integrity: {error}"
-    lost = [number for number in range(LAST + 1) if rows.get(number) != f"v{number}" * 50]
+    lost = [number for number in range(last + 1) if rows.get(number) != f"v{number}" * 50]
     return f"durability: row {lost[0]} is gone" if lost else ""
 
 
-with tempfile.TemporaryDirectory(dir=Path(IMAGE).parent) as folder:
-    FOLDER = Path(folder)
-    subprocess.run(
-        ["debugfs", "-R", f"rdump / {folder}", IMAGE], capture_output=True, check=True,
-        env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"},
-    )  # fmt: skip
-    judge = {"rename": rename, "replaced": replaced, "records": records, "database": database}[PROGRAM]
-    said = judge(lambda name: (FOLDER / name).read_bytes() if (FOLDER / name).is_file() else None)
-if said:
-    print(said)
-    sys.exit(1)
+def read(path):
+    return path.read_bytes() if path.is_file() else None
+
+
+PROGRAMS = {"rename": rename, "replaced": replaced, "records": records, "database": database}
+
+
+def judge(program, image, acknowledged):
+    """Return what is wrong with an image; "" for nothing."""
+    if program == "database" and "begin" not in acknowledged:
+        return ""
+    last = max((int(name.partition("-")[2]) for name in acknowledged if name.startswith("put-")), default=-1)
+    with tempfile.TemporaryDirectory(dir=Path(image).parent) as folder:
+        subprocess.run(
+            ["debugfs", "-R", f"rdump / {folder}", image], capture_output=True, check=True,
+            env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"},
+        )  # fmt: skip
+        return PROGRAMS[program](Path(folder), last)
+
+
+if __name__ == "__main__":
+    said = judge(sys.argv[1], sys.argv[2], [name for name in sys.argv[3].split(",") if name])
+    if said:
+        print(said)
+        sys.exit(1)

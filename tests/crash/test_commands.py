@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import struct
 import subprocess
 import sys
@@ -329,23 +328,21 @@ def test_paths_with_blanks(tmp_path):
     assert shlex.quote(str(log)) != str(log)
 
 
-def test_a_killed_exploration_leaves_a_folder_that_clean_finds(tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_killed_exploration_leaves_a_folder_that_clean_finds_and_no_oracle(tmp_path, workers):
     log = two_slots(3).save(tmp_path / "log")
     command = [sys.executable, "-c", PYTEST_DM, "explore", str(log), "--size", "128K", "--quiet"]
-    oracle = f"sh -c 'touch {tmp_path / 'asked'}; sleep 20' {{image}}"
+    oracle = f"sh -c 'echo $$ >{tmp_path / 'new'}; mv {tmp_path / 'new'} {tmp_path / 'asked'}; sleep 20; :' {{image}}"
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     exploring = subprocess.Popen(
-        [*command, "--oracle", oracle, "--json", str(tmp_path / "out")],
+        [*command, f"--workers={workers}", "--oracle", oracle, "--json", str(tmp_path / "out")],
         env=environment,
-        start_new_session=True,
     )
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "asked").exists():
-        assert time.monotonic() < deadline
-        assert exploring.poll() is None
-        time.sleep(0.02)
-    os.killpg(exploring.pid, signal.SIGKILL)
+    wait_for(lambda: (tmp_path / "asked").exists() or exploring.poll() is not None)
+    exploring.kill()
     exploring.wait()
+    asked = int((tmp_path / "asked").read_text())
+    wait_for(lambda: not is_there(asked))
     (left,) = tmp_path.glob("pytest-dm-*")
     done = subprocess.run(
         [sys.executable, "-c", PYTEST_DM, "clean"],
@@ -357,3 +354,17 @@ def test_a_killed_exploration_leaves_a_folder_that_clean_finds(tmp_path):
     )
     assert f"removed folder {left}" in done.stdout.splitlines()
     assert not left.exists()
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_there(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False

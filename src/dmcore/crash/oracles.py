@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmcore.crash.checkers import OracleFailed, Problem
+from dmcore.crash.guard import guarded
 from dmcore.errors import SpecError
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ _LONGEST = 100_000
 _SHELL = re.compile(r"[|&;<>()$`\\\"'*?#~=%\n]")
 _PLACES = ("image", "acknowledged", "started", "acknowledged_file", "started_file", "id")
 _PLACE = re.compile(r"\{(" + "|".join(_PLACES) + r")\}")
+_GATE = "read -r go || exit 99\nexec </dev/null"
+"""What the shell does first: wait until the command is guarded. If this process is killed before that, `read` fails."""
 _TRACEBACK = "Traceback (most recent call last):"
 
 
@@ -79,23 +83,25 @@ class CommandOracle:
             environment = {**os.environ, "DM_IMAGE": str(state.image), "DM_STATE": state.id,
                            "DM_ACKNOWLEDGED": values["acknowledged"], "DM_STARTED": values["started"]}  # fmt: skip
             if self._words is None:
-                words = ["/bin/sh", "-c", _fill(self.command, values, shlex.quote)]
+                words = [f"{_GATE}\n{_fill(self.command, values, shlex.quote)}"]
             else:
-                words = [_fill(word, values, str) for word in self._words]
-            return self._run(words, environment, state)
+                words = [f'{_GATE}\nexec "$@"', "sh", *(_fill(word, values, str) for word in self._words)]
+                if shutil.which(words[2]) is None:
+                    raise OracleFailed(f"{words[2]} cannot be run: there is no such program", state.id)
+            return self._run(["/bin/sh", "-c", *words], environment, state)
 
     def _run(self, words: list[str], environment: dict[str, str], state: CrashState) -> Problem | None:
         try:
             process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
+                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
                 start_new_session=True,
             )  # fmt: skip
         except OSError as error:
-            reason = f"{words[0]} cannot be run: {error.strerror}"
-            raise OracleFailed(reason, state.id) from error
+            raise OracleFailed(f"it cannot be run: {error.strerror}", state.id) from error
         with process:
             try:
-                out, err = process.communicate(timeout=self.timeout)
+                with guarded(process.pid):
+                    out, err = process.communicate(b"go\n", timeout=self.timeout)
             except subprocess.TimeoutExpired:
                 _kill(process)
                 return Problem("timeout", f"the oracle took longer than {self.timeout:g} s")

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, NamedTuple
 
 from dmcore.crash.checkers import OracleFailed, Problem
+from dmcore.kernel.libc import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -129,7 +130,9 @@ class _Pool:
                 "ignore", DeprecationWarning
             )  # forking beside xdist's threads; the child starts none
             process = multiprocessing.get_context("fork").Process(
-                target=_serve, args=(its, [mine, *others], self._make, name, careful), daemon=True
+                target=_serve,
+                args=(its, [mine, *others], self._make, name, careful),
+                daemon=True,
             )
             process.start()
         its.close()
@@ -243,11 +246,14 @@ def _serve(
     name: str,
     careful: bool,  # noqa: FBT001 - a process's arguments
 ) -> None:
-    """Be a worker: batches in, answers out, until the line is closed."""
+    """Be a worker: batches in, answers out, until the line is closed or the parent gone, which ends what runs then."""
     for other in others:
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None and not die_with_parent(parent.pid, signal.SIGTERM):
+        return
     try:
         tester = make(name)
     except Exception as error:  # noqa: BLE001 - told to the parent, which raises it

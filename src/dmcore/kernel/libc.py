@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 
-__all__ = ["LIBC", "ioctl_in_place", "punch_hole"]
+__all__ = ["LIBC", "die_with_parent", "ioctl_in_place", "punch_hole"]
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 _BYTE = ctypes.c_char * 1
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_PR_SET_PDEATHSIG = 1
 
 
 def ioctl_in_place(fd: int, request: int, buffer: bytearray) -> int:
@@ -38,3 +39,19 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
     if call(fd, _KEEP_SIZE | _PUNCH_HOLE, offset, length):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def die_with_parent(parent: int, number: int) -> bool:
+    """Have this process sent a signal when its parent ends, in whatever way (prctl(2) with PR_SET_PDEATHSIG).
+
+    That is when the thread of the parent ends that forked it. Processes forked later do not inherit it.
+
+    Args:
+        parent: The parent's process id, as it was known before the fork.
+        number: The signal.
+
+    Returns:
+        Whether the parent is still there; if not there will be no signal.
+    """
+    LIBC.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0)
+    return os.getppid() == parent
