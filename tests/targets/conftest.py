@@ -24,6 +24,7 @@ from dmcore.targets import Linear
 
 if TYPE_CHECKING:
     from mirror_lab import Below
+    from raid_lab import Parts
 
 SECTORS = 4096
 
@@ -115,3 +116,12 @@ def below(lab) -> Iterator[tuple[Below, Below, Below]]:
             device = stack.enter_context(lab.device(target, SECTORS))
             found.append(Below(lab, device, lab.refs[disk], start))
         yield found[0], found[1], found[2]
+
+
+@pytest.fixture
+def parts(lab) -> Iterator[Parts]:
+    """Parts of both disks, for the devices of a raid set."""
+    from raid_lab import ground
+
+    with ground(lab) as found:
+        yield found
