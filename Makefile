@@ -11,7 +11,7 @@ QEMU_PACKAGES = qemu-system-x86 gcc make libelf1 zstd
 DEMO_PACKAGES = python3-venv e2fsprogs $(if $(filter qemu,$(VM)),$(QEMU_PACKAGES))
 TEST_PACKAGES = $(DEMO_PACKAGES) $(QEMU_PACKAGES) dmsetup cryptsetup-bin xfsprogs btrfs-progs udev thin-provisioning-tools lvm2
 
-KERNEL_TESTS = $(BIN)/python tests/tools/once_more.py tests examples --ignore=tests/differential -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-require --dm-timeout=280
+KERNEL_TESTS = $(BIN)/python tests/tools/once_more.py tests examples --ignore=tests/differential -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-require --dm-timeout=280 -n 6
 
 # Generated tables of every target: how many of each, and with how many changed lines, the campaign tries on each kernel.
 EXAMPLES ?= 500
@@ -32,15 +32,15 @@ lint: $(VENV)/.test
 
 # Pure tests, and those that boot guests of their own.
 test-host: $(VENV)/.test
-	$(BIN)/python tests/tools/once_more.py tests -m "not dm"
+	$(BIN)/python tests/tools/once_more.py tests -m "not dm" -n 3 --dist worksteal
 
-# Every test that needs a kernel, on each of the three UML kernels; on 7.2 every dm device is held against dmsetup before it goes.
+# Every test that needs a kernel, on each of the three UML kernels; every kind of dm device is held against dmsetup before it goes.
 test-kernels: $(VENV)/.test
-	PYTEST_DM_AGREE=7.2 $(KERNEL_TESTS)
+	PYTEST_DM_AGREE=kinds $(KERNEL_TESTS)
 
-# The same on all three.
+# The same with every single device.
 test-agree: $(VENV)/.test
-	PYTEST_DM_AGREE=all $(KERNEL_TESTS)
+	PYTEST_DM_AGREE=every $(KERNEL_TESTS)
 
 # A stack of 12 devices, killed at 200 moments of its life, without and with a udevd.
 test-kills: $(VENV)/.test

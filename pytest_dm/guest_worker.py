@@ -53,6 +53,21 @@ class GuestWorker:
         for item in items:
             if kernel is not None and not _has_kernel(item):
                 _rename(item, f"{item.nodeid}[{kernel}]")
+        if kernel is not None and config.getoption("lf", False) and config.cache is not None:
+            self._leave_to_others(config, items, kernel, told["dm_kernels"])
+
+    def _leave_to_others(
+        self, config: pytest.Config, items: list[pytest.Item], kernel: str, kernels: list[str]
+    ) -> None:
+        """Run nothing for `--lf` where tests failed on other kernels only; pytest would run all tests again."""
+        assert config.cache is not None
+        failed = set(config.cache.get("cache/lastfailed", {}))
+        elsewhere = {
+            item.nodeid.replace(kernel, other) for item in items for other in kernels if other != kernel
+        }
+        if failed & elsewhere and not failed.intersection(item.nodeid for item in items):
+            config.hook.pytest_deselected(items=items[:])
+            items.clear()
 
     def _mark(self, line: str) -> None:
         if self._control is not None:

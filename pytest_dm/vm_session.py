@@ -208,6 +208,7 @@ class VmSession:
         told["dm_only"] = self.tests_here > 0
         if len(self.kernels) > 1:
             told["dm_kernel"] = kernel_of(node)
+            told["dm_kernels"] = list(self.kernels)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> Scheduling:

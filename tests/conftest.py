@@ -1,6 +1,6 @@
-"""With PYTEST_DM_AGREE in the environment every dm device that a test removes is first held against dmsetup.
+"""With PYTEST_DM_AGREE in the environment dm devices that a test removes are first held against dmsetup.
 
-Its value is the start of the releases of the kernels on which that is done, such as "7.2", or "all".
+Its value is `kinds`: those that differ from all earlier ones in more than numbers; or `every`.
 
 With PYTEST_DM_SUPPORT what the kernel does for each test is noted in its JUnit properties: see tests/targets/witness.py.
 """
@@ -12,17 +12,18 @@ from collections.abc import Iterator
 
 import pytest
 
-_WHERE = os.environ.get("PYTEST_DM_AGREE", "")
-_ENABLED = bool(_WHERE) and (_WHERE == "all" or os.uname().release.startswith(_WHERE))
+_COMPARE = os.environ.get("PYTEST_DM_AGREE", "")
+if _COMPARE not in {"", "kinds", "every"}:
+    raise ValueError(f"PYTEST_DM_AGREE is {_COMPARE!r}, not kinds or every")
 _COMPARED = "dm_devices_compared"
 
-if _ENABLED:
+if _COMPARE:
 
     @pytest.fixture(scope="session")
     def _agreement() -> Iterator[object]:
         from agreement import Agreement
 
-        with Agreement() as agreement:
+        with Agreement(every=_COMPARE == "every") as agreement:
             yield agreement
         assert not agreement.take()[1], "devices of the session's end"
 
@@ -60,7 +61,7 @@ if os.environ.get("PYTEST_DM_SUPPORT"):
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not _WHERE or hasattr(terminalreporter.config, "workerinput"):
+    if not _COMPARE or hasattr(terminalreporter.config, "workerinput"):
         return
     reports = [
         report

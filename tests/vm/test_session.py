@@ -256,20 +256,20 @@ def test_one_suite_on_two_kernels(session: Session) -> None:
         "test_where.py",
         "import os\n\ndef test_where():\n    print(os.uname().release)\n\ndef test_only_new():\n    assert not os.uname().release.startswith('6.1.')\n",
     )
-    out = session.run(
-        "--dm-vm=uml",
-        "--dm-kernel=uml-6.1",
-        "--dm-kernel=uml-7.2",
-        "--junitxml=out.xml",
-        "-rA",
-        "test_where.py",
-    )
+    options = (
+        "--dm-vm=uml", "--dm-kernel=uml-6.1", "--dm-kernel=uml-7.2", "-p", "cacheprovider", "--lf",
+        "--junitxml=out.xml", "test_where.py",
+    )  # fmt: skip
+    out = session.run(*options, "-rA")
     assert session.counts == {"failed": 1, "passed": 3}, out
     cases = junit(session.folder / "out.xml")
     assert set(cases) == {
         f"{name}[{kernel}]" for name in ("test_where", "test_only_new") for kernel in ("uml-6.1", "uml-7.2")
     }
     assert cases["test_only_new[uml-6.1]"].find("failure") is not None
+    out = session.run(*options)
+    assert session.counts == {"failed": 1}, out
+    assert set(junit(session.folder / "out.xml")) == {"test_only_new[uml-6.1]"}
     session.assert_nothing_left()
 
 
