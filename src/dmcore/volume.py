@@ -20,7 +20,8 @@ from dmcore.target import NO_FEATURES
 from dmcore.units import SECTOR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
     from types import TracebackType
     from typing import Self, TypeAlias
 
@@ -159,6 +160,11 @@ class Volume:
         """
         return BufferedVolume(VolumeFile(self), size)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files and block devices that were opened for it."""
+        return [each.path for each in self._owned if isinstance(each, FileStore)]
+
     def extents(self) -> Iterator[tuple[int, int]]:
         """Yield `(offset, length)` in bytes of all that may hold something else than zeros."""
         for sector, count in self.device.data_extents():
@@ -294,6 +300,7 @@ def open_volume(
     features: Features = NO_FEATURES,
     seed: int = 0,
     keys: Mapping[str, bytes] | None = None,
+    started: Callable[[str, ModelDevice], None] | None = None,
 ) -> Volume:
     """Open what a table describes.
 
@@ -309,6 +316,8 @@ def open_volume(
         features: The kernel to behave as, where kernels differ; names as in `Target.features`.
         seed: For targets that act by chance.
         keys: Payloads of keys that tables name in a keyring (`:64:logon:name`), by `type:description` or by description.
+        started: Called with the name and the model of each device once it is live, before those above it are made: to send
+            it the messages that they need.
 
     Raises:
         SpecError, ParseError: A table that a kernel would refuse, or a device that nothing stands for.
@@ -337,6 +346,8 @@ def open_volume(
             )
             device.load(stack.tables[name], readonly=mode == "r" and name == (top or stack.top))
             device.resume()
+            if started is not None:
+                started(name, device)
         return Volume(made, opened, time)
     except BaseException:
         for each in (*reversed(made.values()), *reversed(opened)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import time
 
 import pytest
 from ground import check_offline
@@ -15,8 +17,10 @@ from dmcore.volume import open_volume
 pytestmark = pytest.mark.dm
 BLOCK = 128
 BYTES = BLOCK * 512
-DATA = 24
-"""Blocks of data, more than two thin devices take: what is freed is free for the kernel after a commit, for the model at once."""
+DATA = 12
+"""Blocks of data: less than two thin devices take, so that the pool gets full."""
+COMMIT_SECONDS = 0.9
+"""The kernel commits by itself a second after the last commit, the model never does."""
 PIECES = {"meta": (0, 0, 2048), "data": (1, 0, DATA * BLOCK), "origin": (0, 2048, 3 * BLOCK - 28)}
 LENGTH = 6 * BLOCK + 40
 POOL = f"0 {DATA * BLOCK} thin-pool {{meta}} {{data}} {BLOCK} 2"
@@ -26,6 +30,7 @@ STEP = st.tuples(
     st.sampled_from([1, 8, BLOCK, BLOCK, 2 * BLOCK + 3]),
     st.integers(1, 255),
 ).map(lambda step: (step[0], step[1] // BLOCK * BLOCK, *step[2:]) if step[2] == BLOCK else step)
+FLUSH = (0, ("flush", 0, 0, 0))
 STEPS = st.lists(st.tuples(st.sampled_from([0, 1]), STEP), min_size=1, max_size=8)
 
 
@@ -87,9 +92,62 @@ def _fill(pair):
     pair.fill("data", b"d" * (DATA * BYTES))
 
 
-def _do(sides, step):
+class _Steps:
+    """The same steps on both sides, as long as no commit of the kernel's own can have come between."""
+
+    def __init__(self):
+        self.begun = time.monotonic()
+
+    def do(self, sides, step):
+        """Do a step on both sides: the same outcome; return it, or None if it took too long to tell."""
+        kernel, model = (outcome(device, disk, step) for device, disk in sides)
+        if time.monotonic() - self.begun > COMMIT_SECONDS:
+            return None
+        assert model == kernel, step
+        if step[0] == "flush":
+            self.begun = time.monotonic()
+        return kernel, model
+
+
+def _same(sides, step):
     kernel, model = (outcome(device, disk, step) for device, disk in sides)
     assert model == kernel, step
+    return kernel
+
+
+def test_a_full_pool_gives_only_blocks_that_were_free_at_the_last_commit(lab):
+    with twins(lab, **PIECES) as pair:
+        _fill(pair)
+        with _sides(pair, "1 error_if_no_space") as sides:
+            sides.message("create_thin 0")
+            sides.message("create_thin 1")
+            with sides.thin(0, length=7 * BLOCK) as one, sides.thin(1) as two:
+                _same(one, ("write", 0, 6 * BLOCK, 1))
+                _same(two, ("write", 0, 6 * BLOCK, 2))
+                _same(two, ("flush", 0, 0, 0))
+                assert _same(one, ("write", 6 * BLOCK, 8, 3)) == errno.ENOSPC, "not a block is free"
+                sides.same_status()
+                tried = 0
+                while tried < 5:
+                    tried += 1
+                    begun = time.monotonic()
+                    _same(one, ("flush", 0, 0, 0))
+                    _same(two, ("discard", 0, BLOCK, 0))
+                    found = [outcome(*side, ("write", 6 * BLOCK, 8, 3)) for side in one]
+                    if time.monotonic() - begun < COMMIT_SECONDS:
+                        assert found == [errno.ENOSPC] * 2, (
+                            "a block was freed, but not before the last commit"
+                        )
+                        break
+                    _same(one, ("discard", 6 * BLOCK, BLOCK, 0))
+                    _same(one, ("flush", 0, 0, 0))
+                    _same(two, ("write", 0, BLOCK, 2))
+                sides.same_status()
+                assert _same(one, ("write", 6 * BLOCK, 8, 3)) is None, "the status committed"
+                _same(two, ("discard", BLOCK, BLOCK, 0))
+                _same(one, ("flush", 0, 0, 0))
+                _same(one, ("read", 0, 7 * BLOCK, 0))
+                sides.same_status()
 
 
 def test_pools_and_thin_devices_agree(lab):
@@ -114,15 +172,19 @@ def test_pools_and_thin_devices_agree(lab):
                 for text in ("create_thin 0", "create_thin 0", "create_snap 1 2", "set_transaction_id 0 5"):
                     sides.message(text)
                 with sides.thin(0, origin) as thin:
-                    for _, step in before:
-                        _do(thin, step)
+                    steps = _Steps()
+                    for _, step in [*before, FLUSH]:
+                        if steps.do(thin, step) is None:
+                            return
                 sides.message("create_snap 1 0")
                 with sides.thin(0, origin) as one, sides.thin(1, origin) as two:
+                    steps = _Steps()
                     for which, step in after:
-                        _do((one, two)[which], step)
+                        if steps.do((one, two)[which], step) is None:
+                            return
                     for each in (one, two):
                         if not skip:
-                            _do(each, ("read", 0, LENGTH, 0))
+                            _same(each, ("read", 0, LENGTH, 0))
                         assert each[1][0].status_text() == each[0][0].status_text().rstrip()
                     sides.same_status()
                 sides.message("delete 0")

@@ -53,6 +53,26 @@ def _fails(request, error):
     assert caught.value.errno == error
 
 
+def test_a_full_pool_gives_only_blocks_that_were_free_at_the_last_commit():
+    disks = _disks(4)
+    with _pool(disks, "1 error_if_no_space", 4) as pool:
+        pool.message("create_thin 0")
+        with _thin(pool, 0) as thin:
+            thin.write(0, b"a" * 3 * BYTES)
+            thin.discard(0, BYTES)
+            thin.write(0, b"b" * BYTES)
+            thin.write(3 * BYTES, b"c" * BYTES)
+            thin.discard(2 * BYTES, BYTES)
+            thin.write(4 * BYTES, b"d" * BYTES)
+            thin.flush()
+            thin.discard(0, BYTES)
+            _fails(lambda: thin.write(5 * BYTES, b"e" * BYTES), errno.ENOSPC)
+            assert pool.status()[0].mode is PoolMode.WRITABLE, "the status committed"
+            thin.write(5 * BYTES, b"e" * BYTES)
+            _fails(lambda: thin.write(0, b"f" * BYTES), errno.ENOSPC)
+            assert thin.read(0, 6 * BYTES) == b"".join(bytes([byte]) * BYTES for byte in b"\0a\0cde")
+
+
 def _check(disks, tmp_path):
     """Let `thin_check` look at the metadata, where it is installed."""
     if shutil.which("thin_check") is None:

@@ -52,6 +52,9 @@ _MANY = 3
 class References:
     """Counts of references to blocks, as a space map keeps them, in a transaction.
 
+    A block that is allocated was free in the last transaction as well: until the next one is whole, that one counts
+    (sm_ll_find_common_free_block). What was taken and given back in this transaction is free at once.
+
     Attributes:
         blocks: Blocks that are managed.
     """
@@ -61,6 +64,7 @@ class References:
         self.blocks = len(counts.small)
         self._used = self.blocks - counts.small.count(0)
         self._held: set[int] = set()
+        self._fresh: set[int] = set()
         self._cursor = 0
         self._dirty: set[int] = set()
         self._large_changed = False
@@ -90,7 +94,10 @@ class References:
     def take(self, number: int) -> None:
         """Count one more reference to a block."""
         count = self.count(number)
-        self._used += not count
+        if not count:
+            self._used += 1
+            if number not in self._held:
+                self._fresh.add(number)
         self._set(number, count + 1)
 
     def drop(self, number: int) -> bool:
@@ -106,7 +113,8 @@ class References:
         if count:
             return False
         self._used -= 1
-        self._held.add(number)
+        if number not in self._fresh:
+            self._held.add(number)
         return True
 
     def allocate(self) -> int:
@@ -150,6 +158,7 @@ class References:
     def begin(self) -> None:
         """Begin a transaction: what was freed in the last one can be used."""
         self._held.clear()
+        self._fresh.clear()
         self._cursor = 0
 
 

@@ -7,6 +7,7 @@ fails, exactly as in the kernel.
 from __future__ import annotations
 
 import errno
+import heapq
 import os
 from abc import ABC, abstractmethod
 from functools import partial
@@ -31,8 +32,10 @@ __all__ = [
     "Piece",
     "Suspended",
     "discard_requests",
+    "extents_within",
     "fault",
     "is_zero_page",
+    "merged",
     "pieces",
     "zeros",
 ]
@@ -109,6 +112,30 @@ def discard_requests(device: BlockDevice, sector: int, count: int) -> Iterator[C
         yield partial(device.discard, sector, step)
         sector += step
         count -= step
+
+
+def merged(*extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield `(sector, count)` of what any of the sources has, each of them in order: in order, joined where they touch."""
+    begin = end = 0
+    for first, count in heapq.merge(*extents):
+        if first > end > begin:
+            yield begin, end - begin
+            begin = end = first
+        if end == begin:
+            begin = end = first
+        end = max(end, first + count)
+    if end > begin:
+        yield begin, end - begin
+
+
+def extents_within(device: BlockDevice, start: int, count: int) -> Iterator[tuple[int, int]]:
+    """Yield the `data_extents` of a part of a device, by sectors of the part."""
+    for first, length in device.data_extents():
+        if first >= start + count:
+            return
+        begin, end = max(first, start), min(first + length, start + count)
+        if begin < end:
+            yield begin - start, end - begin
 
 
 class BlockDevice(ABC):

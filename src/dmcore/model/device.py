@@ -382,6 +382,13 @@ class ModelDevice(BlockDevice):
                 its_tags = tags[begin // interval * size : end // interval * size]
                 yield target, piece.sector, data[begin:end], its_tags
 
+    def data_extents(self) -> Iterator[tuple[int, int]]:
+        """Yield what any line may read as something else than zeros."""
+        live = self._ready()
+        for line, target in zip(live.table.lines, live.targets, strict=True):
+            for sector, count in target.data_extents():
+                yield line.start + sector, count
+
     def flush(self) -> None:
         """Flush every line; all are tried. Nothing is done where no line has use for it."""
         live = self._ready()

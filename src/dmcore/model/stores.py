@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dmcore import validate
 from dmcore.errors import FormatError, SpecError
-from dmcore.model.block import FUA, SYNC, BlockDevice, fault, pieces, zeros
+from dmcore.model.block import FUA, SYNC, BlockDevice, fault, merged, pieces, zeros
 from dmcore.units import SECTOR
 
 if TYPE_CHECKING:
@@ -288,8 +288,8 @@ class CowStore(MemoryStore):
         self._dropped.add(chunk)
 
     def data_extents(self) -> Iterator[tuple[int, int]]:
-        """Yield everything: the base may be large, and is not looked through."""
-        yield 0, self.sectors
+        """Yield what the base has, and what was written."""
+        yield from merged(self.base.data_extents(), super().data_extents())
 
     def delta(self) -> dict[int, bytes]:
         """Return what was written, by its first byte on the disk."""

@@ -195,6 +195,10 @@ class ModelTarget(ABC, Generic[T]):
         readback = self.target.readback(context.features)
         return readback.encode(lambda ref: context.open(ref).word or ref.name)
 
+    def data_extents(self) -> Iterable[tuple[int, int]]:
+        """Yield `(sector, count)` of all of the line that may read as something else than zeros, in order."""
+        return [(0, self.context.length)]
+
     def message(self, words: list[str]) -> str:
         """Take a message, its words already split; return the reply ("" for none).
 

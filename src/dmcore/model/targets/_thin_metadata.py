@@ -140,6 +140,19 @@ class ThinMetadata:
         """Blocks the metadata device has now; it may have grown."""
         return self._metadata.reader.blocks
 
+    def free_data(self) -> int:
+        """Return the blocks of data that nothing maps now, also those that cannot be used before the next transaction.
+
+        Source: drivers/md/persistent-data/dm-space-map-disk.c (sm_disk_get_nr_free).
+        """
+        self.recount()
+        return self.data.blocks - self.data.used
+
+    def recount(self) -> None:
+        """Have `data` count what is mapped now; nothing is committed."""
+        if self._devices_changed:
+            self._save_devices()
+
     # -- devices -----------------------------------------------------------------------------------------------------
 
     def details(self, dev_id: int) -> Details:

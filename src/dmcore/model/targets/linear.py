@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dmcore.model.block import extents_within
 from dmcore.model.target import Area, ModelTarget
 from dmcore.targets.linear import Linear
 
@@ -45,6 +46,10 @@ class _Linear(ModelTarget[Linear]):
     def tag_interval(self) -> int:
         """Those of the device below."""
         return self._dev.tag_interval
+
+    def data_extents(self) -> Iterable[tuple[int, int]]:
+        """Yield those of the piece."""
+        return extents_within(self._dev, self._offset, self.context.length)
 
     def readinto_tagged(self, sector: int, buffer: memoryview, tags: memoryview, flags: int) -> None:
         """Read below."""

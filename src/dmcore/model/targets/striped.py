@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from dmcore.model.block import extents_within, merged, pieces
 from dmcore.model.target import Area, ModelTarget
 from dmcore.targets.striped import Striped
 
@@ -51,6 +52,19 @@ class _Striped(ModelTarget[Striped]):
         chunk, rest = divmod(sector, self.max_io_len)
         row, leg = divmod(chunk, len(self.lower))
         return leg, self._offsets[leg] + row * self.max_io_len + rest
+
+    def data_extents(self) -> Iterable[tuple[int, int]]:
+        """Yield the chunks in which a stripe has something."""
+        return merged(*(self._extents_of(leg) for leg in range(len(self.lower))))
+
+    def _extents_of(self, leg: int) -> Iterator[tuple[int, int]]:
+        """Yield what stripe `leg` has, by sectors of the line."""
+        chunk, count = self.max_io_len, len(self.lower)
+        length = self.context.length // count
+        for first, sectors in extents_within(self.lower[leg], self._offsets[leg], length):
+            for piece in pieces(first, sectors, chunk):
+                row, rest = divmod(piece.sector, chunk)
+                yield (row * count + leg) * chunk + rest, piece.length
 
     def _failed(self, dev: BlockDevice, error: OSError) -> None:
         """Count the failure for every stripe on the device; the first ones raise an event each."""

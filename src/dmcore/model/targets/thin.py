@@ -10,7 +10,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from dmcore.errors import SpecError
-from dmcore.model.block import FUA, SYNC, Suspended, fault, pieces
+from dmcore.model.block import FUA, SYNC, Suspended, fault, merged, pieces
 from dmcore.model.target import Area, ModelTarget
 from dmcore.model.targets.thin_pool import Mode, ThinPoolModel
 from dmcore.targets.thin import Thin
@@ -166,12 +166,20 @@ class _Thin(ModelTarget[Thin]):
         pool.attempt(lambda: removed.extend(self._metadata.remove(self._id, begin, end)))
         if pool.target is None or not pool.target.passdown or not removed:
             return
-        if any(shared for _, shared in removed) and not pool.commit():
-            raise fault(errno.EIO)
+        if any(shared for _, shared in removed):
+            pool.attempt(self._metadata.recount)
         for first, length in _runs(
             data for data, shared in removed if not shared or not self._metadata.data.count(data)
         ):
             self._below.discard(first * self._block, length * self._block)
+
+    def data_extents(self) -> Iterable[tuple[int, int]]:
+        """Yield the blocks that are mapped; all of it with an external origin."""
+        if self._origin is not None or self.pool.mode is Mode.FAIL:
+            return super().data_extents()
+        block, end = self._block, self.context.length
+        mapped = sorted(self._metadata.device(self._id).mappings)
+        return merged((at * block, min(block, end - at * block)) for at in mapped if at * block < end)
 
     # -- what it says ------------------------------------------------------------------------------------------------
 

@@ -157,17 +157,24 @@ class Pool:
         """
         data = self.metadata.data
         assert self.target is not None
-        if data.free <= self.target.target.low_water and not self._low_water_told:
+        low_water = self.target.target.low_water
+        if data.free <= low_water and not self._low_water_told and self._free() <= low_water:
             self._low_water_told = True
             self.event()
         if not data.free:
-            if not self.commit():
+            if not self._free() and not self.commit():
                 raise fault(errno.EIO)
             if not data.free:
                 self.set_mode(Mode.OUT_OF_DATA_SPACE)
         if self.mode is not Mode.WRITE:
             raise self.unserviceable()
         return data.allocate()
+
+    def _free(self) -> int:
+        """Return the free blocks, with those that were in use at the last commit: they are free after the next one."""
+        found: list[int] = []
+        self.attempt(lambda: found.append(self.metadata.free_data()))
+        return found[0]
 
     def unserviceable(self) -> Exception:
         """Return what becomes of a write that needs a block (handle_unserviceable_bio)."""

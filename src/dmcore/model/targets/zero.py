@@ -28,6 +28,10 @@ class _Zero(ModelTarget[Zero]):
         """Kernels with "zero.discard" take them."""
         return "zero.discard" in self.context.features
 
+    def data_extents(self) -> Iterable[tuple[int, int]]:
+        """Yield nothing."""
+        return ()
+
     def readinto(self, sector: int, buffer: memoryview, flags: int) -> None:
         """Give zeros; read-ahead fails."""
         del sector
