@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import select
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -53,15 +53,14 @@ class GuestWorker:
         for item in items:
             if kernel is not None and not _has_kernel(item):
                 _rename(item, f"{item.nodeid}[{kernel}]")
-        if kernel is not None and config.getoption("lf", False) and config.cache is not None:
+        if kernel is not None and config.getoption("lf", default=False):
             self._leave_to_others(config, items, kernel, told["dm_kernels"])
 
     def _leave_to_others(
         self, config: pytest.Config, items: list[pytest.Item], kernel: str, kernels: list[str]
     ) -> None:
         """Run nothing for `--lf` where tests failed on other kernels only; pytest would run all tests again."""
-        assert config.cache is not None
-        failed = set(config.cache.get("cache/lastfailed", {}))
+        failed = set(cast("dict[str, bool]", cast("Any", config.cache).get("cache/lastfailed", {})))
         elsewhere = {
             item.nodeid.replace(kernel, other) for item in items for other in kernels if other != kernel
         }
