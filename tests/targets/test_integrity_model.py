@@ -88,7 +88,13 @@ def test_what_was_written_is_read_also_after_opening_again_and_damage_is_found(m
         assert volume.status()[0].mismatches == 1
 
 
-@pytest.mark.parametrize("options", [CRC, f"{MACS} block_size:2048", f"{SHA} meta_device:{{meta}}"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        CRC, f"{MACS} block_size:2048", f"{SHA} meta_device:{{meta}}", f"{CRC} journal_crypt:chacha20:{'09' * 32}",
+        f"{CRC} journal_crypt:ecb(cipher_null)", f"{MACS} journal_crypt:cbc(des3_ede):{'0123456789abcdef' * 3}",
+    ],
+)  # fmt: skip
 def test_a_dirty_journal_is_replayed(options):
     disks, options = _disks(), f"{options} journal_sectors:1200"
     with _open(disks, "J", options) as volume:
@@ -240,8 +246,13 @@ def test_what_does_not_fit_is_refused():
     disks["dev"].write(8, memoryview(b"x" * 512))
     with pytest.raises(FormatError, match="no superblock"):
         _open(disks, "D")
-    with pytest.raises(Unsupported):
+    with pytest.raises(SpecError, match="key"):
         _open(_disks(), "D", f"{CRC} journal_crypt:ctr(aes):0102")
+    with pytest.raises(Unsupported):
+        _open(_disks(), "D", f"{CRC} journal_crypt:ctr(serpent):{'00' * 32}")
+    assert _failed(lambda: _open(_disks(), "D", f"{CRC} journal_crypt:cbc(aes)")) == errno.ENOKEY
+    with pytest.raises(SpecError, match="keeps no bytes of tags"):
+        _open(_disks(), "I", CRC)
     keyed = _disks()
     with _open(keyed, "J", MACS):
         pass

@@ -28,7 +28,12 @@ def _cryptsetup(*words: object) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [("--type", "luks1", *FAST), (*SMALL, *FAST, "--sector-size", "4096", "--cipher", "aes-xts-plain64")],
+    [
+        ("--type", "luks1", *FAST),
+        (*SMALL, *FAST, "--sector-size", "4096", "--cipher", "aes-xts-plain64"),
+        (*SMALL, *FAST, "--integrity", "hmac-sha256", "--integrity-no-wipe", "--sector-size", "4096"),
+        (*SMALL, *FAST, "--integrity", "aead", "--integrity-no-wipe", "--cipher", "aes-gcm-random"),
+    ],
 )
 def test_images_in_turn(tmp_path, kind):
     path = tmp_path / "image"

@@ -177,6 +177,7 @@ class Layout:
         entry_size: Bytes of its entries.
         initial: Sectors of superblock and journal.
         run: Sectors of tags in front of each piece of data (1 with a device for tags).
+        inline: Tags stand beside the data (mode I).
         log2_buffer: As given, or less where that does not fit.
 
     Raises:
@@ -200,7 +201,11 @@ class Layout:
         too_small = FormatError("the disk is too small for integrity with this journal", start * _SECTOR)
         if self.initial + _PADDING_SECTORS >= self._meta_sectors or self.initial >= 1 << 32:
             raise too_small
-        if self.separate:
+        self.inline = bool(head.flags & Flags.INLINE)
+        if self.inline:
+            self.run = 0
+            self.provided = max(self._meta_sectors - self.initial, 0) & -8
+        elif self.separate:
             self.run = 1
             self.provided = data_sectors & -self.block_sectors
             while not self._tags_fit():
@@ -238,6 +243,8 @@ class Layout:
         """Return where on the data device a sector is."""
         if self.separate:
             return sector
+        if self.inline:
+            return self.start + self.initial + sector
         area, offset = self._area(sector)
         return (
             self.start + self.initial + (area << self.head.log2_interleave) + (area + 1) * self.run + offset
@@ -253,7 +260,7 @@ class Layout:
 
     def together(self, sector: int, count: int) -> int:
         """Return how many of `count` sectors stand together, with their tags."""
-        if self.separate:
+        if self.separate or self.inline:
             return count
         interleave = 1 << self.head.log2_interleave
         return min(count, interleave - sector % interleave)

@@ -90,8 +90,8 @@ def begin(
 
 
 def _blank(target: Integrity, tag_size: int, *, hashed: bool, mac: Hash | None) -> Superblock:
-    separate = target.meta_device is not None
-    flags = Flags(0)
+    separate, inline = target.meta_device is not None, target.mode is Mode.INLINE
+    flags = Flags.INLINE if inline else Flags(0)
     if mac is not None:
         flags |= Flags.JOURNAL_MAC
     if target.fix_hmac and (hashed or mac is not None):
@@ -102,7 +102,7 @@ def _blank(target: Integrity, tag_size: int, *, hashed: bool, mac: Hash | None) 
         flags |= Flags.FIXED_PADDING
     interleave = min(max(_log2(target.interleave_sectors or _DEFAULT_INTERLEAVE), 3), 31)
     return Superblock(
-        log2_interleave=0 if separate else interleave, tag_size=tag_size, journal_sections=1, flags=flags,
+        log2_interleave=0 if separate else interleave, tag_size=tag_size, journal_sections=0 if inline else 1, flags=flags,
         log2_block=_log2(target.block_size // SECTOR),
         salt=SystemRandom().randbytes(16) if flags & Flags.FIXED_HMAC else bytes(16),
     )  # fmt: skip
@@ -110,6 +110,8 @@ def _blank(target: Integrity, tag_size: int, *, hashed: bool, mac: Hash | None) 
 
 def _sections(target: Integrity, head: Superblock, data: BlockDevice) -> int:
     """Return how many sections the journal of a new device may have."""
+    if target.mode is Mode.INLINE:
+        return 0
     default = min(_MOST_JOURNAL, data.sectors >> 7)
     sectors = default if target.journal_sectors is None else target.journal_sectors or 1
     return max((sectors or default) // head.section_sectors, 1)
@@ -125,10 +127,12 @@ def _compare(target: Integrity, head: Superblock, tag_size: int, *, mac: Hash | 
     for field, (there, given) in said.items():
         if there != given:
             raise SpecError(field, given, f"the superblock says {there}")
-    if head.flags & Flags.INLINE:
-        raise SpecError("mode", target.mode, "the superblock says I")
-    if not head.journal_sections:
-        raise SpecError("journal_sectors", 0, "the superblock has no journal")
+    inline = target.mode is Mode.INLINE
+    if bool(head.flags & Flags.INLINE) != inline:
+        raise SpecError("mode", target.mode, f"the superblock says {'another' if inline else 'I'}")
+    if bool(head.journal_sections) == inline:
+        what = "a" if head.journal_sections else "no"
+        raise SpecError("journal_sectors", head.journal_sections, f"the superblock has {what} journal")
     if head.flags & Flags.DISCARD_KEYED and not target.allow_discards_keyed:
         raise SpecError("allow_discards_keyed", value=False, reason="it cannot be disabled once enabled")
 
@@ -148,6 +152,6 @@ def log2_bit(target: Integrity, head: Superblock, layout: Layout) -> int:
     log2 = _log2(_DEFAULT_BIT) if given is None else _log2(given or 1)
     log2 = max(log2, head.log2_block)
     room = min(layout.section_sectors * head.journal_sections << 12, 2**32 - 1)
-    while room < (layout.provided + (1 << log2) - 1) >> log2:
+    while room and room < (layout.provided + (1 << log2) - 1) >> log2:
         log2 += 1
     return log2 - head.log2_block

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from dmcore.formats.hashes import Hash
     from dmcore.formats.integrity import Layout
     from dmcore.model.block import BlockDevice
+    from dmcore.model.targets._integrity_cipher import JournalCipher
 
 __all__ = ["Entry", "Journal"]
 
 _SEQUENCES = 4
-_UNUSED = 2**64 - 1
+_UNUSED = 0xFFFFFFFF << 32
 _LAST = 504
 _IDS = [int.from_bytes(bytes([0x11 * (sequence + 1)] * 8), "little") for sequence in range(_SEQUENCES)]
 
@@ -47,6 +48,7 @@ class Journal:
         home: Writes an entry to its place.
         fits: Whether the tag of an entry fits its data.
         failed: Told of an errno that the device fails with from then on.
+        cipher: Encrypts it; None: nothing does.
         watermark: Per cent that may be used before all is written home.
     """
 
@@ -59,10 +61,13 @@ class Journal:
         home: Callable[[Entry], None],
         fits: Callable[[Entry], bool],
         failed: Callable[[int], None],
+        cipher: JournalCipher | None,
         watermark: int,
     ) -> None:
         self._layout, self._device = layout, device
         self._mac, self._home, self._fits, self._failed = mac, home, fits, failed
+        self._cipher = cipher
+        self._ids = _IDS if cipher is None else cipher.marks(_IDS)
         self.sections = layout.head.journal_sections
         self._size = layout.section_entries
         self.entries = self.sections * self._size
@@ -83,9 +88,8 @@ class Journal:
     def _first(self, section: int) -> int:
         return self._layout.start + 8 + section * self._layout.section_sectors
 
-    @staticmethod
-    def _mark(section: int, sector: int, sequence: int) -> bytes:
-        return (_IDS[sequence] ^ (section << 32) ^ sector).to_bytes(8, "little")
+    def _mark(self, section: int, sector: int, sequence: int) -> bytes:
+        return (self._ids[sequence] ^ (section << 32) ^ sector).to_bytes(8, "little")
 
     def _place(self, index: int) -> int:
         """Return the byte of a section where entry `index` begins."""
@@ -118,11 +122,15 @@ class Journal:
         for number in range(self._layout.section_sectors):
             end = (number + 1) * SECTOR
             content[end - 8 : end] = self._mark(section, number, sequence)
+        if self._cipher is not None:
+            content = self._cipher.encrypt(section, content)
         self._device.write(self._first(section), memoryview(content), SYNC | FUA)
 
     def _read(self, section: int) -> tuple[bytearray, list[int | None]]:
         """Return a section, and for each of its sectors the sequence that its mark tells (None: none)."""
         content = self._device.read(self._first(section), self._layout.section_sectors)
+        if self._cipher is not None:
+            content = self._cipher.decrypt(section, content)
         marks: list[int | None] = []
         for number in range(self._layout.section_sectors):
             found = bytes(content[number * SECTOR + _LAST : (number + 1) * SECTOR])

@@ -10,13 +10,14 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dmcore.errors import SpecError, Unsupported
+from dmcore.errors import SpecError
 from dmcore.formats.hashes import digest_size, new_hash
 from dmcore.formats.integrity import SB_SECTORS, Flags
 from dmcore.model.block import FUA, SYNC, fault, pieces
 from dmcore.model.target import Area, ModelTarget
 from dmcore.model.targets._integrity_bitmap import Bitmap
 from dmcore.model.targets._integrity_head import begin, log2_bit, unsafe
+from dmcore.model.targets._integrity_inline import Inline, check_inline
 from dmcore.model.targets._integrity_journal import Entry, Journal
 from dmcore.model.targets._integrity_tags import Tags
 from dmcore.targets.integrity import Algorithm, Integrity, Mode
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from dmcore.formats.hashes import Hash
     from dmcore.model.target import Context
+    from dmcore.model.targets._integrity_cipher import JournalCipher
 
 __all__ = ["MODEL"]
 
@@ -45,17 +47,11 @@ class _Integrity(ModelTarget[Integrity]):
     def __init__(self, target: Integrity, context: Context) -> None:
         super().__init__(target, context)
         self._dev, self._meta = self.lower[0], self.lower[-1]
-        if target.mode is Mode.INLINE:
-            raise Unsupported(
-                "mode I", "a disk with room for tags is needed", "use a kernel, or mode J, B or D"
-            )
-        if target.journal_crypt is not None:
-            raise Unsupported(
-                "journal_crypt", "the model does not encrypt journals", "leave it out, or use a kernel"
-            )
         self._hash, self._mac = _made(target.internal_hash), _made(target.journal_mac)
         self._size = target.tag_size or digest_size(target.internal_hash.name if target.internal_hash else "")
         self._unit = target.block_size // SECTOR
+        if target.mode is Mode.INLINE:
+            check_inline(target, self._dev, self._size)
         self._mismatches = 0
         self._failed = 0
         self._uptodate = False
@@ -66,18 +62,27 @@ class _Integrity(ModelTarget[Integrity]):
         self._refuse()
         self._prefix = self._head.salt if self._head.flags & Flags.FIXED_HMAC else b""
         self._tags = Tags(target, self._layout, self._meta, self._hash, self._prefix)
-        self.max_io_len = 0 if self._layout.separate else 1 << self._head.log2_interleave
+        inline = target.mode is Mode.INLINE
+        self._inline = Inline(target, self._layout, self._dev, self._tags) if inline else None
+        self.max_io_len = 0 if self._layout.separate or inline else 1 << self._head.log2_interleave
         shift = self._head.log2_block + self._log2_bit
         self._bitmap = Bitmap(self._meta, target.start, self._layout.provided, shift)
         self._journal = Journal(
             self._layout, self._meta, mac=self._section_mac, home=self._write_home, fits=self._fits,
-            failed=self._error,
+            failed=self._error, cipher=self._cipher(),
             watermark=_DEFAULT_WATERMARK if target.journal_watermark is None else target.journal_watermark,
         )  # fmt: skip
         if self._fresh and target.mode is not Mode.RECOVERY:
             self._head = replace(self._head, log2_bit=self._log2_bit)
             self._journal.clear(0, self._head.journal_sections, 0)
             self._save()
+
+    def _cipher(self) -> JournalCipher | None:
+        if self.target.journal_crypt is None or self.target.mode is Mode.RECOVERY:
+            return None
+        from dmcore.model.targets._integrity_cipher import JournalCipher  # noqa: PLC0415 - brings in numpy
+
+        return JournalCipher(self.target.journal_crypt, self._layout)
 
     def _refuse(self) -> None:
         """Refuse what superblock and table together do not allow."""
@@ -141,7 +146,7 @@ class _Integrity(ModelTarget[Integrity]):
         if self._head.flags & Flags.DIRTY_BITMAP:
             self._resume_dirty()
         else:
-            if not self._uptodate and not self._fresh:
+            if not self._uptodate and not self._fresh and self._inline is None:
                 self._journal.replay(keep=self.target.mode is Mode.JOURNAL)
             if self.target.reset_recalculate:
                 self._again()
@@ -213,7 +218,10 @@ class _Integrity(ModelTarget[Integrity]):
             if first < end:
                 try:
                     data = self._dev.read(self._layout.data_sector(first), end - first)
-                    self._tags.write(first, self._tags.made(first, data))
+                    if self._inline is not None:
+                        self._inline.write(first, memoryview(data), SYNC)
+                    else:
+                        self._tags.write(first, self._tags.made(first, data))
                 except OSError as error:
                     self._error(error.errno or errno.EIO)
                     return
@@ -284,6 +292,12 @@ class _Integrity(ModelTarget[Integrity]):
 
     def readinto(self, sector: int, buffer: memoryview, flags: int) -> None:
         """Read, and check: EILSEQ for a block that does not fit its tag."""
+        if self._inline is not None:
+            check = not self._unchecked(sector, sector + len(buffer) // SECTOR)
+            if not self._inline.read(sector, buffer, flags, check=check):
+                self._mismatches += 1
+                raise fault(errno.EILSEQ)
+            return
         self._begin(changes=False)
         for first, count, entries in self._parts(sector, len(buffer) // SECTOR):
             part = buffer[(first - sector) * SECTOR : (first - sector + count) * SECTOR]
@@ -320,6 +334,9 @@ class _Integrity(ModelTarget[Integrity]):
 
     def write(self, sector: int, data: memoryview, flags: int) -> None:
         """Write data and their tags; without a hash, the journal takes zeros for tags, other modes leave them."""
+        if self._inline is not None:
+            self._inline.write(sector, data, flags)
+            return
         self._begin(changes=True)
         if self._hash is not None:
             tags: bytes | None = self._tags.made(sector, data)
@@ -358,7 +375,8 @@ class _Integrity(ModelTarget[Integrity]):
 
     def flush(self) -> None:
         """Commit the journal; flush what is below."""
-        self._begin(changes=False)
+        if self._inline is None:
+            self._begin(changes=False)
         if self._journalled:
             self._journal.commit()
         super().flush()
@@ -391,7 +409,7 @@ class _Integrity(ModelTarget[Integrity]):
         target, layout = self.target, self._layout
         journal, bitmap = target.mode is Mode.JOURNAL, target.mode is Mode.BITMAP
         older = "integrity.allow_discards_keyed" not in self.context.features
-        entries = self._journal.entries
+        entries = self._journal.entries or 1
         watermark = ((entries - self._journal.threshold) * 100 + entries // 2) // entries
         time = _DEFAULT_TIME if target.commit_time is None else target.commit_time
         interval = _DEFAULT_TIME if target.bitmap_flush_interval is None else target.bitmap_flush_interval
@@ -399,7 +417,7 @@ class _Integrity(ModelTarget[Integrity]):
             target,
             tag_size=self._size,
             journal_sectors=layout.initial - SB_SECTORS if journal or older else None,
-            interleave_sectors=1 << self._head.log2_interleave,
+            interleave_sectors=1 << self._head.log2_interleave if older or self._inline is None else None,
             buffer_sectors=1 << layout.log2_buffer,
             journal_watermark=watermark if journal else None,
             commit_time=time if journal else None,
