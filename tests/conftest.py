@@ -2,6 +2,8 @@
 
 Its value is `kinds`: those that differ from all earlier ones in more than numbers; or `every`.
 
+A busy machine is no fault of a strategy: hypothesis' limits of time are off in all tests.
+
 With PYTEST_DM_SUPPORT what the kernel does for each test is noted in its JUnit properties: see tests/targets/witness.py.
 """
 
@@ -11,6 +13,12 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "tests", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 _COMPARE = os.environ.get("PYTEST_DM_AGREE", "")
 if _COMPARE not in {"", "kinds", "every"}:

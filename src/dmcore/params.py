@@ -85,6 +85,10 @@ def quote(word: str) -> str:
     if not word or "\0" in word:
         message = f"{word!r} cannot be a word of kernel text"
         raise ValueError(message)
+    return _escaped(word)
+
+
+def _escaped(word: str) -> str:
     return _text(_QUOTED.sub(lambda match: b"\\" + match[0], _raw(word)))
 
 
@@ -123,7 +127,7 @@ def masked(target: str, params: str) -> str:
         return params
     words = split_words(params)
     shown = [_masked_word(target, index, word) for index, word in enumerate(words)]
-    return params if shown == words else " ".join(map(quote, shown))
+    return params if shown == words else " ".join(map(_escaped, shown))
 
 
 class Tokens:

@@ -112,3 +112,7 @@ def test_a_raw_target_shows_no_key():
     assert raw.encode(str) == f"aes {KEY}"
     assert KEY[:24] not in repr(raw) + repr(line) + str(line)
     assert not Raw("unknown", "a b c").secret
+
+
+def test_what_no_kernel_prints_is_shown_all_the_same():
+    assert masked("crypt", f"a\0b {KEY} 0 7:0 0") == "a\0b <32-byte-key> 0 7:0 0"
