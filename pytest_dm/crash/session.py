@@ -214,8 +214,8 @@ class DmCrash:
         test's own process, where a debugger reaches it.
 
         Args:
-            recovery: From so many states the recovery is recorded in turn, and a power cut during it explored, too; these
-                states have ids like `e12:5/e0:1`.
+            recovery: From so many states the recovery is recorded in turn, and a power cut during it explored, too, in at most
+                `max_states` or 100 states of each; these have ids like `e12:5/e0:1`.
 
         Raises:
             CrashFailure: With the report.
@@ -235,7 +235,9 @@ class DmCrash:
                 made.close()
             self._tell(found, cases)
             for state in chosen(line, recovery, found.seed) if self._recorded().filesystem else ():
-                cases += self._recovery(log, line, state, check=check, timeout=timeout, torn=torn)
+                cases += self._recovery(
+                    log, line, state, check=check, timeout=timeout, torn=torn, max_states=max_states
+                )
         if cases:
             text = failure.render(cases, failure.summary(found), self._kept(cases), self._notes(found))
             raise CrashFailure(text, cases, found)
@@ -250,6 +252,7 @@ class DmCrash:
         check: Callable[[Any], object] | None,
         timeout: float,
         torn: int | None,
+        max_states: int | None,
     ) -> list[Case]:
         """Explore a power cut during the recovery from a state; return the failures."""
         outer, folder = self._recorded(), self._dm.runtime.folder
@@ -259,7 +262,7 @@ class DmCrash:
         with recorded(self._dm, outer, log, line, state) as inner:
             try:
                 found = explore(
-                    inner, level=Level.L1, filesystem=made.mounted, checker=lambda: made, max_states=_RECOVERY_STATES,
+                    inner, level=Level.L1, filesystem=made.mounted, checker=lambda: made, max_states=min(max_states or _RECOVERY_STATES, _RECOVERY_STATES),
                     stop_after=_FINDINGS, torn=torn, first=0, workers=0, folder=folder,
                 )  # fmt: skip
                 cases = [failure.case(inner, found, proof, None) for proof in found.proofs]

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from crash_programs import newest_only
+from crash_programs import SEEDS, newest_only
 
 from dmcore.errors import DmError, SpecError
 from pytest_dm import oracles
@@ -55,7 +55,7 @@ def record_files(dm_crash, filesystem, *, durable, count=2):
 def test_a_file_is_replaced_as_it_should_be(dm_crash, dm_backend, filesystem):
     newest_only(dm_backend)
     history = record_files(dm_crash, filesystem, durable=True)
-    found = dm_crash.check(oracles.Files(history), torn=0, max_states=60)
+    found = dm_crash.check(oracles.Files(history), torn=0, max_states=20 if SEEDS == 1 else 200)
     assert found.findings == []
     assert found.checked > 5
 
@@ -66,7 +66,7 @@ def test_a_rename_without_fsync(dm_crash, dm_backend, filesystem):
         newest_only(dm_backend)
     history = record_files(dm_crash, filesystem, durable=False)
     with pytest.raises(CrashFailure) as caught:
-        dm_crash.check(oracles.Files(history), torn=0)
+        dm_crash.check(oracles.Files(history), torn=0, max_states=40)
     kinds = {case.kind for case in caught.value.cases}
     assert "durability" in kinds
     assert kinds <= {"durability", "integrity"}
@@ -177,7 +177,7 @@ def test_a_broken_file_system_is_a_finding(dm_crash):
             assert (state.mountpoint / name.replace("saved-", "f")).exists(), f"durability: {name}"
 
     with pytest.raises(CrashFailure) as caught:
-        dm_crash.check(check, torn=0)
+        dm_crash.check(check, torn=0, max_states=30)
     assert "durability" in {case.kind for case in caught.value.cases}
 
 
@@ -271,7 +271,7 @@ def test_what_the_page_is_told(recorded):
 def test_a_power_cut_during_recovery(dm_crash, dm_backend, filesystem):
     newest_only(dm_backend)
     history = record_files(dm_crash, filesystem, durable=True)
-    dm_crash.check(oracles.Files(history), torn=0, max_states=10, recovery=2)
+    dm_crash.check(oracles.Files(history), torn=0, max_states=8, recovery=2)
     recoveries = [
         result["numbers"] for result in dm_crash.results if result["numbers"].startswith("recovery from e")
     ]
@@ -282,4 +282,4 @@ def test_a_power_cut_during_recovery(dm_crash, dm_backend, filesystem):
 def test_a_failure_during_recovery_says_so(dm_crash):
     record_files(dm_crash, "ext4", durable=True)
     with pytest.raises(CrashFailure, match="a second power cut, during the recovery from e"):
-        dm_crash.check(lambda state: "/" not in state.id, torn=0, max_states=10, recovery=2)
+        dm_crash.check(lambda state: "/" not in state.id, torn=0, max_states=5, recovery=1)
