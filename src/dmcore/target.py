@@ -96,6 +96,7 @@ class Feature:
         refuses: The kernel does not accept these parameters (it did when it looked at less of them).
         fails: The kernel understands `params`, and refuses them with this errno: what they name does not exist.
         limit: This file of the live device's `queue` folder in sysfs has a number above 0.
+        busy: The live device, suspended, answers this message with EBUSY.
         sectors: Length of the device.
     """
 
@@ -104,6 +105,7 @@ class Feature:
     refuses: str | None = None
     fails: int | None = None
     limit: str | None = None
+    busy: str | None = None
     sectors: int = 8
 
 

@@ -166,6 +166,8 @@ def _has(control: Control, owner: Owner, kind: type[Target], feature: Feature, l
             printed = control.table(device, inactive=True)[0].params.strip()
             if printed != feature.prints.format(dev=lower):
                 return False
+        if feature.busy is not None and not _is_busy(control, device, feature.busy):
+            return False
         return feature.limit is None or _limit(control, device, feature.limit) > 0
 
 
@@ -173,3 +175,14 @@ def _limit(control: Control, device: DevT, limit: str) -> int:
     """Return a queue limit of the device, which only a live table sets."""
     control.resume(device)
     return int(Path(f"/sys/dev/block/{device}/queue/{limit}").read_text(encoding="ascii"))
+
+
+def _is_busy(control: Control, device: DevT, message: str) -> bool:
+    """Whether the device, live and suspended, answers a message with EBUSY."""
+    control.resume(device)
+    control.suspend(device)
+    try:
+        control.message(device, message)
+    except IoctlError as error:
+        return error.errno == errno.EBUSY
+    return False

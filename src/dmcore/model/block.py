@@ -103,13 +103,14 @@ def pieces(sector: int, count: int, boundary: int) -> Iterator[Piece]:
 def discard_requests(device: BlockDevice, sector: int, count: int) -> Iterator[Callable[[], None]]:
     """Yield the requests that the ioctl BLKDISCARD makes: up to the first multiple of the granularity, then the rest.
 
-    They are under way at once (`Clock.together`). Source: block/blk-lib.c (bio_discard_limit).
+    They are under way at once (`Clock.together`). EOPNOTSUPP from a device that takes discards is forgiven.
+    Sources: block/blk-lib.c (bio_discard_limit), block/ioctl.c (blk_ioctl_discard).
     """
     granularity = max(device.discard_granularity // SECTOR, 1)
     most = max((_MOST_BYTES // SECTOR) // granularity, 1) * granularity
     while count:
         step = min(count, -sector % granularity or most)
-        yield partial(device.discard, sector, step)
+        yield partial(_discard, device, sector, step)
         sector += step
         count -= step
 
@@ -136,6 +137,14 @@ def extents_within(device: BlockDevice, start: int, count: int) -> Iterator[tupl
         begin, end = max(first, start), min(first + length, start + count)
         if begin < end:
             yield begin - start, end - begin
+
+
+def _discard(device: BlockDevice, sector: int, count: int) -> None:
+    try:
+        device.discard(sector, count)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP or not device.discards:
+            raise
 
 
 class BlockDevice(ABC):

@@ -14,13 +14,13 @@ from dmcore import validate
 from dmcore.errors import SpecError
 from dmcore.params import Tokens
 from dmcore.ref import Ref
-from dmcore.target import Status, Target
+from dmcore.target import Feature, Status, Target
 from dmcore.targets._raid_messages import Check, Frozen, Idle, Recover, Repair, Resync
 from dmcore.targets._raid_strategy import sets
 from dmcore.targets._raid_types import FLAGS, WORDS, JournalMode, Raid10Format, RaidType, Sync, allowed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import Self
 
     from hypothesis.strategies import SearchStrategy
@@ -171,6 +171,9 @@ class Raid(Target):
 
     kernel_name: ClassVar[str] = "raid"
     kernel_module: ClassVar[str] = "dm-raid"
+    features: ClassVar[Mapping[str, Feature]] = {
+        "raid.busy_while_suspended": Feature("raid1 2 0 nosync 2 - {dev} - -", busy="x")
+    }
 
     kind: RaidType
     chunk: int = 0

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MODEL"]
 
-_NEWER = "flakey.error_reads"
-"""A feature of kernels from 6.12 on, which answer EINVAL to `idle` and `frozen`, and EBUSY while suspended."""
+_NEWER = "raid.busy_while_suspended"
+"""A feature of kernels that do what messages say under the set's lock; those also answer EINVAL to `idle` and `frozen`."""
 
 _DEFAULT_REGION = 8192
 _LEAST_REGIONS_SHIFT = 21

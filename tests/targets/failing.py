@@ -1,0 +1,56 @@
+"""A store whose sectors fail when they are told to."""
+
+from __future__ import annotations
+
+import errno
+
+from dmcore.model.block import SYNC
+from dmcore.model.stores import MemoryStore
+
+
+class FailingStore(MemoryStore):
+    """Fails requests that touch certain sectors, and flushes.
+
+    Attributes:
+        unread, unwritten: The sectors whose reads and writes fail.
+        flushes: Whether flushes succeed.
+        error: The errno of what fails.
+    """
+
+    def __init__(self, sectors: int, word: str = "") -> None:
+        super().__init__(sectors * 512, word=word)
+        self.unread: set[int] = set()
+        self.unwritten: set[int] = set()
+        self.flushes = True
+        self.error = errno.EIO
+
+    def fail(self) -> None:
+        """Let everything fail."""
+        self.unread = self.unwritten = set(range(self.sectors))
+        self.flushes = False
+
+    def heal(self) -> None:
+        """Let everything succeed."""
+        self.unread = self.unwritten = set()
+        self.flushes = True
+
+    def peek(self, sector: int) -> int:
+        """Return the first byte of a sector, whatever fails."""
+        data = bytearray(512)
+        super().readinto(sector, memoryview(data))
+        return data[0]
+
+    def readinto(self, sector, buffer, flags=SYNC):
+        if self.unread & set(range(sector, sector + len(buffer) // 512)):
+            raise OSError(self.error, "unread")
+        super().readinto(sector, buffer, flags)
+
+    def write(self, sector, data, flags=SYNC):
+        if self.unwritten & set(range(sector, sector + len(data) // 512)):
+            raise OSError(self.error, "unwritten")
+        super().write(sector, data, flags)
+
+    def flush(self):
+        if not self.flushes:
+            raise OSError(self.error, "not flushed")
+        super().flush()
