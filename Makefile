@@ -11,7 +11,7 @@ QEMU_PACKAGES = qemu-system-x86 gcc make libelf1 zstd
 DEMO_PACKAGES = python3-venv e2fsprogs $(if $(filter qemu,$(VM)),$(QEMU_PACKAGES))
 TEST_PACKAGES = $(DEMO_PACKAGES) $(QEMU_PACKAGES) dmsetup cryptsetup-bin xfsprogs btrfs-progs udev thin-provisioning-tools lvm2
 
-KERNEL_TESTS = $(BIN)/python tests/tools/once_more.py tests examples --ignore=tests/differential -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-require --dm-timeout=280 -n 6
+KERNEL_TESTS = $(BIN)/python tests/tools/once_more.py tests --ignore=tests/differential -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-require --dm-timeout=280 -n 6
 
 # Generated tables of every target: how many of each, and with how many changed lines, the campaign tries on each kernel.
 EXAMPLES ?= 500
@@ -37,10 +37,11 @@ test-host: $(VENV)/.test
 # Every test that needs a kernel, on each of the three UML kernels; every kind of dm device is held against dmsetup before it goes.
 test-kernels: $(VENV)/.test
 	PYTEST_DM_AGREE=kinds $(KERNEL_TESTS)
+	$(BIN)/pytest examples --dm-vm=uml --dm-kernel=uml-7.2 --dm-require
 
-# The same with every single device.
+# The same with every single device, and every test on every kernel.
 test-agree: $(VENV)/.test
-	PYTEST_DM_AGREE=every $(KERNEL_TESTS)
+	PYTEST_DM_AGREE=every PYTEST_DM_EVERYWHERE=1 $(KERNEL_TESTS)
 
 # A stack of 12 devices, killed at 200 moments of its life, without and with a udevd.
 test-kills: $(VENV)/.test

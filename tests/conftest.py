@@ -2,6 +2,9 @@
 
 Its value is `kinds`: those that differ from all earlier ones in more than numbers; or `every`.
 
+Tests marked `newest_kernel` are long and say little about a kernel: they run on the newest guest alone, or everywhere with
+PYTEST_DM_EVERYWHERE.
+
 A busy machine is no fault of a strategy: hypothesis' limits of time are off in all tests.
 
 With PYTEST_DM_SUPPORT what the kernel does for each test is noted in its JUnit properties: see tests/targets/witness.py.
@@ -24,6 +27,22 @@ _COMPARE = os.environ.get("PYTEST_DM_AGREE", "")
 if _COMPARE not in {"", "kinds", "every"}:
     raise ValueError(f"PYTEST_DM_AGREE is {_COMPARE!r}, not kinds or every")
 _COMPARED = "dm_devices_compared"
+
+_OLDER_GUEST = os.uname().release.startswith(("6.1.", "6.12."))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "newest_kernel: left to the newest guest kernel in `make test`")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not _OLDER_GUEST or os.environ.get("PYTEST_DM_EVERYWHERE"):
+        return
+    left = pytest.mark.skip(reason="left to the newest kernel, and to make test-agree")
+    for item in items:
+        if item.get_closest_marker("newest_kernel"):
+            item.add_marker(left)
+
 
 if _COMPARE:
 

@@ -428,6 +428,7 @@ def test_open_fails(control, name, big, replace_tool):
     clean(control, name, big)
 
 
+@pytest.mark.newest_kernel
 @pytest.mark.parametrize("script", ["echo broken; exit 3", "kill -9 $$", "sleep 100"])
 def test_mkfs_fails(control, name, big, replace_tool, script):
     replace_tool("mkfs.ext4", script)

@@ -148,6 +148,7 @@ def loops(tmp_path):
         loop.detach()
 
 
+@pytest.mark.newest_kernel
 @pytest.mark.dm(timeout=1200)
 def test_one_script(loops, tmp_path):
     theirs = play("dmsetup", loops, tmp_path / "script")

@@ -219,6 +219,7 @@ def scene(tmp_path):
     return tmp_path, keys
 
 
+@pytest.mark.newest_kernel
 def test_no_key_in_anything_we_say(scene):
     folder, keys = scene
     words = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.dm
+pytestmark = [pytest.mark.dm, pytest.mark.newest_kernel]
 
 CAMPAIGN = Path(__file__).parents[1] / "tools" / "kill_builds.py"
 

@@ -94,6 +94,7 @@ def test_failures_leave_no_cookie(control, name):
     assert not Path(f"/dev/mapper/{name}").is_symlink()
 
 
+@pytest.mark.newest_kernel
 def test_an_interrupt_at_any_line_leaves_no_cookie(control, name):
     """At every third line, another third on each kernel line (6.1, 6.12, 7.2)."""
 
