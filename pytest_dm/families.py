@@ -149,6 +149,7 @@ class Families(ABC):
         block_size: int = 4096,
         algorithm: str = "sha256",
         salt: bytes | None = None,
+        fec_roots: int | None = None,
         **words: Any,
     ) -> devices.Verity:
         """Make a read-only disk that checks every block: the tree is made of what `lower` holds now.
@@ -160,14 +161,17 @@ class Families(ABC):
             block_size: Bytes of a block of data, and of the tree: a power of two, 512..4096.
             algorithm: The hash.
             salt: What each block is hashed with; by default 32 random bytes.
+            fec_roots: Parity bytes for each 255, 2..24, on a fresh disk: what does not match is repaired where the kernel
+                can ("verity.fec"). None: no parity.
             words: Further fields of `targets.Verity`: `on_corruption`, `ignore_zero_blocks` ...
         """
 
         def make(dm: Dm) -> devices.Verity:
             data = _one(dm, lower, size)
             return devices.Verity(
-                dm, data, hashes, block_size=block_size, algorithm=algorithm, salt=salt, words=words
-            )
+                dm, data, hashes, block_size=block_size, algorithm=algorithm, salt=salt, fec_roots=fec_roots,
+                words=words,
+            )  # fmt: skip
 
         return self.build(make)
 

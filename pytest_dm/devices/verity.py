@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from dmcore import targets
-from dmcore.errors import DmError, SpecError
+from dmcore import targets, validate
+from dmcore.errors import DmError, SpecError, Unsupported
+from dmcore.formats.reed_solomon import WORD
+from dmcore.formats.verity import Tree
+from dmcore.model.block import SYNC, BlockDevice
 from dmcore.table import Table
-from dmcore.targets.verity import VerityStatus
+from dmcore.targets.verity import Fec, VerityStatus
 from dmcore.units import SECTOR
+from dmcore.verity import format_verity
 from pytest_dm.devices.base import DmDevice
 from pytest_dm.devices.integrity import flip
 from pytest_dm.devices.waiting import state_of
@@ -18,73 +22,45 @@ from pytest_dm.devices.waiting import state_of
 if TYPE_CHECKING:
     from pytest_dm.devices.base import Disk
     from pytest_dm.factory import Dm
+    from pytest_dm.runtime import OpenDisk
 
 __all__ = ["Verity"]
 
-_PIECE = 1 << 20
+
+class _Opened(BlockDevice):
+    """An open disk of a test, as the formatter takes it."""
+
+    def __init__(self, disk: Disk, file: OpenDisk) -> None:
+        self._file = file
+        self.sectors = file.size // SECTOR
+        self.block_size = file.block_size
+        self.word = disk.name
+
+    def readinto(self, sector: int, buffer: memoryview, flags: int = SYNC) -> None:
+        """Read from it."""
+        del flags
+        buffer[:] = self._file.read(sector * SECTOR, len(buffer))
+
+    def write(self, sector: int, data: memoryview, flags: int = SYNC) -> None:
+        """Write to it."""
+        del flags
+        self._file.write(sector * SECTOR, data)
+
+    def flush(self) -> None:
+        """Make what was written durable."""
+        self._file.flush()
 
 
-def _per_block(block_size: int, digest_size: int) -> int:
-    """Return how many digests a block of the tree holds: a power of two, each in a slot of its own."""
-    return 1 << ((block_size // digest_size).bit_length() - 1)
-
-
-def _tree_size(data_size: int, block_size: int, algorithm: str) -> int:
-    """Return the bytes of the tree over `data_size` bytes, at least one block's.
+def _tree(data_blocks: int, block_size: int, algorithm: str, salt: bytes) -> Tree:
+    """Return the tree over so many blocks of data.
 
     Raises:
         SpecError: Not a hash that Python has.
     """
-    per_block = _per_block(block_size, _hash(algorithm).digest_size)
-    blocks, total = data_size // block_size, 0
-    while blocks > 1:
-        blocks = -(-blocks // per_block)
-        total += blocks
-    return max(total, 1) * block_size
-
-
-def _hash(algorithm: str, data: bytes = b"") -> hashlib._Hash:  # pyright: ignore[reportPrivateUsage] - the type has no other name
     try:
-        return hashlib.new(algorithm, data, usedforsecurity=False)
-    except ValueError as error:
+        return Tree(algorithm=algorithm, hash_block_size=block_size, data_blocks=data_blocks, salt=salt)
+    except Unsupported as error:
         raise SpecError("algorithm", algorithm, "Python's hashlib has no such hash") from error
-
-
-def _write_tree(data: Disk, hashes: Disk, size: int, algorithm: str, salt: bytes) -> bytes:
-    """Write the tree (hash type 1: salt in front, digests in slots) over all of `data`'s blocks; return the root."""
-    salted = _hash(algorithm, salt)
-
-    def digests(content: bytes) -> list[bytes]:
-        found: list[bytes] = []
-        for at in range(0, len(content), size):
-            one = salted.copy()
-            one.update(content[at : at + size])
-            found.append(one.digest())
-        return found
-
-    level: list[bytes] = []
-    piece = max(_PIECE, size)
-    with data.open(readonly=True) as file:
-        end = data.size - data.size % size
-        for at in range(0, end, piece):
-            level += digests(file.read(at, min(piece, end - at)))
-    per_block = _per_block(size, salted.digest_size)
-    slot = size // per_block
-    levels: list[bytes] = []
-    while len(level) > 1:
-        blocks = (
-            b"".join(one.ljust(slot, b"\0") for one in level[at : at + per_block]).ljust(size, b"\0")
-            for at in range(0, len(level), per_block)
-        )
-        levels.append(b"".join(blocks))
-        level = digests(levels[-1])
-    with hashes.open() as file:
-        at = 0
-        for content in reversed(levels):
-            file.write(at, content)
-            at += len(content)
-        file.flush()
-    return level[0]
 
 
 class Verity(DmDevice):
@@ -93,6 +69,7 @@ class Verity(DmDevice):
     Attributes:
         lower: The disk with the data; writing to it behind the device's back is what the tree finds.
         hashes: The disk with the tree.
+        parity: The disk with what repairs data and tree; None without.
         root: Digest of the tree's top.
     """
 
@@ -105,17 +82,36 @@ class Verity(DmDevice):
         block_size: int,
         algorithm: str,
         salt: bytes | None,
+        fec_roots: int | None,
         words: dict[str, Any],
     ) -> None:
-        if hashes is None:
-            hashes = maker.loop(_tree_size(lower.size, block_size, algorithm), label="tree")
-        if salt is None:
-            salt = os.urandom(32)
-        self.hashes = hashes
+        validate.integer("block_size", block_size, SECTOR, 4096, "bytes")
         blocks = lower.size // block_size
         if not blocks:
             raise SpecError("block_size", block_size, f"{lower.name} has {lower.size} bytes")
-        self.root = _write_tree(lower, hashes, block_size, algorithm, salt)
+        if salt is None:
+            salt = os.urandom(32)
+        tree = _tree(blocks, block_size, algorithm, salt)
+        if hashes is None:
+            hashes = maker.loop(max(tree.blocks, 1) * block_size, label="tree")
+        self.hashes = hashes
+        self.parity: Disk | None = None
+        if fec_roots is not None:
+            validate.integer("fec_roots", fec_roots, 2, 24, "bytes")
+            covered = blocks + hashes.size // block_size
+            size = -(-covered // (WORD - fec_roots)) * fec_roots * block_size
+            self.parity = maker.loop(size, label="parity")
+            words = {"fec": Fec(dev=self.parity.ref, start=0, blocks=covered, roots=fec_roots), **words}
+        with ExitStack() as stack:
+            source = _Opened(lower, stack.enter_context(lower.open(readonly=True)))
+            target = _Opened(hashes, stack.enter_context(hashes.open()))
+            parity = None
+            if self.parity is not None:
+                parity = _Opened(self.parity, stack.enter_context(self.parity.open()))
+            self.root = format_verity(
+                source, target, algorithm=algorithm, data_block_size=block_size, hash_block_size=block_size,
+                salt=salt, superblock=False, fec=parity, fec_roots=fec_roots or 2,
+            )  # fmt: skip
         self._value = targets.Verity(
             data=lower.ref, hashes=hashes.ref, data_block_size=block_size, hash_block_size=block_size,
             data_blocks=blocks, algorithm=algorithm, root=self.root, salt=salt, **words,

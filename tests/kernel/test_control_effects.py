@@ -162,3 +162,31 @@ def test_a_poll_ends_at_an_event_of_somebody_else(control, name):
         assert poller.poll(0), "until it is armed again"
         other.arm_poll()
         assert poller.poll(0) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "keys"),
+    [
+        ("0 64 linear {disk} 8", {"device_name", "start"}),
+        ("0 64 striped 1 64 {disk} 0", {"stripes", "chunk_size", "stripe_0_device_name", "stripe_0_status"}),
+        ("0 64 mirror core 2 64 nosync 2 {disk} 0 {disk} 64", {"nr_mirrors", "mirror_device_0", "log_type_status"}),
+        ("0 64 snapshot {disk} {other} N 8", {"snap_origin_name", "snap_cow_name", "snap_valid", "snap_merge_failed"}),
+        ("0 64 crypt aes-xts-plain64 {key} 0 {disk} 0", {"cipher_string", "key_size", "key_parts", "allow_discards"}),
+        ("0 64 integrity {disk} 0 - D 1 internal_hash:crc32c", {"dev_name", "mode", "tag_size", "journal_sectors"}),
+    ],
+    ids=lambda value: value.split()[2] if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_ima_is_told_of_a_target(control, name, disk, line, keys):
+    """Words that the kernel gives for measurement; a key is none of them."""
+    key = "5a" * 32
+    other = make(control, f"{name}-other")
+    table = Table.parse(line.format(disk=disk.ref, other=other.dev, key=key))
+    control.create(name)
+    control.load(name, table.encode(str), secure=table.secret)
+    (told,) = control.ima(name, inactive=True)
+    assert told.params.startswith(f"target_name={told.type},target_version=")
+    assert told.params.endswith(";")
+    words = dict(word.partition("=")[::2] for word in told.params[:-1].split(","))
+    assert keys <= set(words)
+    assert words["target_version"] == ".".join(map(str, control.target_version(told.type)))
+    assert key not in told.params

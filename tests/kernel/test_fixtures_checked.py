@@ -75,6 +75,22 @@ def test_a_verity_disk_with_options(dm):
         dm.verity(algorithm="md7")
 
 
+def test_a_verity_disk_with_parity_repairs(dm, dm_backend):
+    if not dm_backend.has("verity.fec"):
+        pytest.skip("this kernel does not repair (CONFIG_DM_VERITY_FEC)")
+    data = dm.loop()
+    data.write(0, bytes(range(256)) * 4 * KIB)
+    disk = dm.verity(data, fec_roots=8)
+    disk.corrupt(5000, 3)
+    disk.corrupt_tree(1)
+    assert disk.read(0, disk.size) == bytes(range(256)) * 4 * KIB
+    assert disk.state.corrected
+    with pytest.raises(SpecError, match="fec_roots"):
+        dm.verity(fec_roots=1)
+    with pytest.raises(SpecError, match="block_size"):
+        dm.verity(block_size=0)
+
+
 @pytest.mark.parametrize("mode", ["J", "B", "D"])
 def test_an_integrity_disk_finds_what_was_changed(dm, mode):
     disk = dm.integrity(mode=mode)

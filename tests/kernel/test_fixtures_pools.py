@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import shutil
+import subprocess
 import threading
 import time
 
@@ -192,3 +194,47 @@ def test_an_era_knows_what_was_written_since(dm):
     assert disk.written_since(0)[0].start == 0
     assert disk.state.metadata_snap is None
     assert disk.lower.read(16 * KIB, 4096) == b"2" * 4096
+
+
+def _checked(tool, *words):
+    program = shutil.which(tool) or shutil.which(tool, path="/sbin:/usr/sbin")
+    assert program
+    run = subprocess.run([program, *words], capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, f"{tool}: {run.stdout}{run.stderr}"
+
+
+@pytest.mark.dm(
+    needs=("kernel", "thin_check", "cache_check", "era_check", "veritysetup", "integritysetup", "e2fsck")
+)
+def test_offline_checkers_agree_with_what_removed_devices_left(dm):
+    pool = dm.thin_pool()
+    thin = pool.thin("64M")
+    thin.write(MIB, b"t" * 256 * KIB)
+    shot = thin.snapshot()
+    shot.write(MIB, b"s" * 4096)
+    pool.delete(shot)
+    cache = dm.cache(dm.loop("8M"))
+    cache.warm(0, 256 * KIB)
+    cache.write(0, b"c" * 64 * KIB)
+    era = dm.era()
+    era.write(0, b"e" * 64 * KIB)
+    era.checkpoint()
+    data = dm.loop()
+    data.write(0, b"v" * MIB)
+    verity = dm.verity(data, salt=b"salt")
+    integrity = dm.integrity(metadata=False)
+    integrity.write(0, b"i" * 64 * KIB)
+    clone = dm.clone()
+    dm.mkfs(clone, "ext4")
+    clone.hydrate()
+    for device in (thin, pool, cache, era, verity, integrity, clone):
+        device.close()
+    _checked("thin_check", pool.metadata.path)
+    _checked("cache_check", cache.metadata.path)
+    _checked("era_check", era.metadata.path)
+    _checked(
+        "veritysetup", "verify", data.path, verity.hashes.path, verity.root.hex(), "--no-superblock", "--salt=73616c74",
+        f"--data-blocks={data.size // 4096}",
+    )  # fmt: skip
+    _checked("integritysetup", "dump", integrity.lower.path)
+    _checked("e2fsck", "-fn", clone.dest.path)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dmcore.abi.dm import TableLine
 from dmcore.kernel.block import BlockFile
 from dmcore.ref import Ref
+from dmcore.table import Table
 from dmcore.target import Target
 from dmcore.targets.dust import AddBadBlock, Enable, Quiet
 
@@ -40,6 +41,10 @@ class Ground:
     def fits(self, target: Target, length: int) -> bool:
         """Whether the devices are large enough for it, which the library cannot know."""
         return True
+
+    def printed(self, table: Table) -> Table:
+        """Return what the kernel will print: the readback, where that does not depend on the devices."""
+        return table.readback(self.lab.features)
 
     def later(self, line: TableLine) -> bool:
         """Whether the kernel refuses the line only when it is resumed, unlike the library."""

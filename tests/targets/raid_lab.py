@@ -38,9 +38,11 @@ class Parts(grounds.Ground):
         shared = 1 if target.kind.level == 1 else count - target.kind.parity
         missing = sum(device.data is None for device in target.devices)
         conversion = target.rebuild or target.journal_dev or target.data_offset or target.delta_disks
+        kept = sum(device.meta is not None for device in target.devices)
         return (
             len(set(refs)) == len(refs)
             and not conversion
+            and kept in {0, count}  # of a new set each device has a new superblock, or none has one
             and missing <= {0: 0, 1: count - 1, 10: 0}.get(target.kind.level, target.kind.parity)
             and length * copies // shared <= PART
         )

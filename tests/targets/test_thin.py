@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from dataclasses import replace
 
 import pytest
 from ground import Ground
 
 from dmcore import targets
 from dmcore.errors import IoctlError, ParseError, SpecError, TableRejected
+from dmcore.formats.persistent_data import Reader
+from dmcore.formats.thin import SuperBlock
+from dmcore.model.stores import FileStore
 from dmcore.ref import Ref
 from dmcore.table import Table
 from dmcore.target import NO_FEATURES
+from dmcore.targets.dust import AddBadBlock, Disable, Enable
 from dmcore.targets.thin import Failed, ThinStatus, Unreadable
-from dmcore.targets.thin_pool import CreateThin, Delete
+from dmcore.targets.thin_pool import CreateThin, Delete, PoolMode
 
 POOL, ORIGIN = Ref("252:0"), Ref("7:1")
 THIN = targets.Thin(pool=POOL, dev_id=5)
@@ -186,3 +191,28 @@ def test_one_device_may_be_open_twice(lab, pool):
         with pytest.raises(IoctlError) as caught:
             pool.send(Delete(0))
         assert caught.value.errno == errno.EBUSY
+
+
+@pytest.mark.dm
+def test_a_status_that_cannot_be_read(lab):
+    """The number of the highest block comes from the device's mappings; the pool goes on where they cannot be read."""
+    value = targets.ThinPool(metadata=lab.refs[0], data=lab.refs[1])
+    with lab.device(value, 2048) as pool:
+        pool.send(CreateThin(0))
+        with lab.open(targets.Thin(pool=pool.ref, dev_id=0), 512) as (_, file):
+            file.write(0, b"x" * 512)
+    with contextlib.closing(FileStore(lab.disks[0].path, readonly=True)) as store:
+        head = SuperBlock.read(reader := Reader(store))
+        assert head is not None
+        ((_, root),) = reader.btree(head.mappings, 8)
+    with lab.device(targets.Dust(dev=lab.refs[0], block_size=4096), 4096) as dust:
+        dust.send(AddBadBlock(int.from_bytes(root, "little")))
+        dust.send(Enable())
+        with (
+            lab.device(replace(value, metadata=dust.ref), 2048) as again,
+            lab.device(targets.Thin(pool=again.ref, dev_id=0), 512) as device,
+        ):
+            assert device.status() == [Unreadable()]
+            assert again.status()[0].mode is PoolMode.WRITABLE
+            dust.send(Disable())
+            assert device.status() == [ThinStatus(128, 127)]

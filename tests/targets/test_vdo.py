@@ -1,8 +1,17 @@
 from __future__ import annotations
 
-import pytest
+import contextlib
+import errno
+from collections.abc import Iterator
+from dataclasses import replace
 
-from dmcore.errors import ParseError, SpecError
+import pytest
+from formatted import BLOCK, vdo_image
+
+from dmcore.errors import IoctlError, ParseError, SpecError, TableRejected
+from dmcore.kernel.block import BlockFile
+from dmcore.kernel.device import Device
+from dmcore.kernel.loop import LoopDevice
 from dmcore.ref import Ref
 from dmcore.table import Line, Table
 from dmcore.targets.vdo import (
@@ -106,3 +115,98 @@ def test_status_and_messages():
     words = ["compression on", "index-close", "dump", "dump-on-shutdown", "stats", "config"]
     assert [message.encode() for message in sent] == words
     assert Stats().parse_reply("{ version : 36, }") == "{ version : 36, }"
+
+
+# On a kernel.
+
+LOGICAL = 4096
+
+
+@pytest.fixture
+def value(lab, tmp_path) -> Iterator[Vdo]:
+    """A new vdo of two slabs, without an index."""
+    size, blocks = vdo_image(2, LOGICAL)
+    image = tmp_path / "vdo"
+    with image.open("wb") as file:
+        file.truncate(size * BLOCK)
+        for at, content in blocks.items():
+            file.seek(at * BLOCK)
+            file.write(content)
+    with LoopDevice.attach(image) as disk:
+        yield Vdo(
+            dev=Ref(str(disk.path)),
+            physical_blocks=size,
+            cache_blocks=4096,
+            era_length=16,
+            deduplication=False,
+        )
+
+
+@contextlib.contextmanager
+def _running(lab, value: Vdo) -> Iterator[tuple[Device, BlockFile]]:
+    with lab.open(value, LOGICAL * 8) as (device, file):
+        assert device.table() == Table.of(value, LOGICAL * 8)
+        yield device, file
+
+
+@pytest.mark.dm
+def test_keeps_what_is_written_and_says_how_many_blocks_that_takes(lab, value):
+    with _running(lab, value) as (device, file):
+        (status,) = device.status()
+        assert (status.dev, status.mode, status.recovering) == (value.dev, VdoMode.NORMAL, False)
+        assert (status.index, status.compressing, status.total) == ("closed", False, value.physical_blocks)
+        empty = status.used
+        for number in range(8):
+            file.write(number * BLOCK, bytes([number + 1]) * BLOCK)
+        file.write(8 * BLOCK, bytes(BLOCK))
+        file.flush()
+        assert device.status()[0].used >= empty + 8, "zeros take none; the map's own blocks do"
+    with _running(lab, value) as (device, file):
+        for number in range(8):
+            assert file.read(number * BLOCK, BLOCK) == bytes([number + 1]) * BLOCK
+        assert not any(file.read(8 * BLOCK, 2 * BLOCK))
+        file.discard(0, 8 * BLOCK)
+        assert not any(file.read(0, BLOCK))
+
+
+@pytest.mark.dm
+def test_every_message(lab, value):
+    with _running(lab, value) as (device, _):
+        device.send(SetCompression(True))
+        assert device.status()[0].compressing
+        device.send(SetCompression(False))
+        assert not device.status()[0].compressing
+        assert "dataBlocksUsed" in device.send(Stats())
+        assert "physicalSize" in device.send(Config())
+        device.send(Dump())
+        device.send(DumpOnShutdown())
+        device.send(IndexMessage(IndexAction.DISABLE))
+        with pytest.raises(IoctlError) as unknown:
+            device.message("nonsense")
+        assert unknown.value.errno == errno.EINVAL
+
+
+@pytest.mark.dm
+def test_the_kernel_prints_the_words_that_it_was_given(lab, value, record_property):
+    given = [
+        replace(value, minimum_io=512, ack=0, bio=2, bioRotationInterval=1, cpu=2),
+        replace(value, cache_blocks=8192, hash=1, logical=2, physical=1, maxDiscard=9, compression=True),
+        replace(value, hash=0, logical=0, physical=0, deduplication=None, compression=False),
+    ]
+    for one in given:
+        table = Table.of(one, LOGICAL * 8)
+        with lab.empty() as device:
+            lab.control.load(device, table.encode(str))
+            assert Table.from_lines(lab.control.table(device, inactive=True)) == table
+    record_property("dm_read_back", f"vdo {len(given)}")
+
+
+@pytest.mark.dm
+def test_what_was_formatted_for_another_size_is_refused(lab, value):
+    for wrong, length in (
+        (replace(value, physical_blocks=value.physical_blocks - 1), LOGICAL * 8),
+        (replace(value, dev=lab.refs[0]), LOGICAL * 8),
+        (value, LOGICAL * 8 - 8),
+    ):
+        with pytest.raises(TableRejected), lab.device(wrong, length):
+            pass

@@ -16,10 +16,11 @@ from typing import Self
 import dmcore.kernel.device as device_module
 from dmcore.kernel.control import Control
 from dmcore.kernel.device import Device
+from dmcore.model.target import ModelTarget
 from dmcore.target import Message, NoStatus, Status, Target
 
 PROPERTY = "dm_seen"
-"""JUnit property of a test: words `loads:TARGET`, `status:TARGET:FORM`, `message:CLASS`."""
+"""JUnit property of a test: words `loads:TARGET`, `status:TARGET:FORM`, `message:CLASS`, `models:TARGET`."""
 
 
 def messages(kind: type[Target]) -> tuple[str, ...]:
@@ -92,7 +93,7 @@ def shown(value: object) -> Iterator[str]:
 
 
 class Witness:
-    """While it is entered, everything that `Control` and `Device` get from the kernel is noted; `take` gives it."""
+    """While it is entered, all that `Control` and `Device` get from the kernel is noted, and which models are made; `take` gives it."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
@@ -103,8 +104,8 @@ class Witness:
         return " ".join(sorted(words))
 
     def __enter__(self) -> Self:
-        self._kept = Control.load, device_module._statuses, Device.send
-        load, statuses, send = self._kept
+        self._kept = Control.load, device_module._statuses, Device.send, ModelTarget.__init__
+        load, statuses, send, model = self._kept
         seen = self
 
         def noted_load(control, selector, lines, **words):
@@ -123,10 +124,15 @@ class Witness:
             seen._seen.add(f"message:{type(message).__name__}")
             return answer
 
+        def noted_model(made, target, context):
+            model(made, target, context)
+            seen._seen.add(f"models:{target.kernel_type}")
+
+        ModelTarget.__init__ = noted_model  # type: ignore[method-assign]
         Control.load = noted_load  # type: ignore[method-assign]
         device_module._statuses = noted_statuses
         Device.send = noted_send  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *_: object) -> None:
-        Control.load, device_module._statuses, Device.send = self._kept  # type: ignore[method-assign]
+        Control.load, device_module._statuses, Device.send, ModelTarget.__init__ = self._kept  # type: ignore[method-assign]

@@ -16,6 +16,7 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -25,7 +26,6 @@ sys.path.insert(0, str(ROOT / "tests/targets"))
 
 import witness  # noqa: E402
 
-from dmcore.model.registry import modelled  # noqa: E402
 from dmcore.registry import targets  # noqa: E402
 
 DATA = ROOT / "tests/data/support.json"
@@ -35,10 +35,6 @@ CAMPAIGN = 500
 """Generated tables of a target on one kernel that count as its campaign."""
 
 _KERNEL = re.compile(r"(?<=[\[-])(?P<kernel>(?:uml|debian)-[0-9.]+)(?=[\]-])")
-_MODEL_TESTS = re.compile(
-    r"tests\.differential\.test_(?P<rules>.*)|tests\.targets\.test_(?:(?P<target>.*)_)?models?$"
-)
-
 Data = dict[str, dict[str, Any]]
 """What was seen of each kernel, by its name."""
 
@@ -62,29 +58,30 @@ def _blank() -> dict[str, Any]:
 def read(path: Path, data: Data) -> None:
     """Add what the tests of one JUnit file saw; only those that passed count."""
     owners = {message: name for name, kind in targets().items() for message in witness.messages(kind)}
-    for suite in ET.parse(path).getroot().iter("testsuite"):
+    suites = list(ET.parse(path).getroot().iter("testsuite"))
+    for kernel in _whole(suites):
+        kept = data.get(kernel, _blank())
+        data[kernel] = _blank() | {word: kept[word] for word in ("campaigns", "lines")}
+    for suite in suites:
         date = suite.get("timestamp", "")[:10]
         for case in suite.iter("testcase"):
             found = _KERNEL.search(case.get("name", ""))
             if not found or any(case.find(word) is not None for word in ("failure", "error", "skipped")):
                 continue
             kernel = data.setdefault(found["kernel"], _blank())
-            _add_model(kernel, case.get("classname", ""), _KERNEL.sub("", case.get("name", "")))
             for note in case.iter("property"):
                 _add(kernel, str(note.get("name")), str(note.get("value")), owners, date)
 
 
-def _add_model(kernel: dict[str, Any], module: str, name: str) -> None:
-    """Note the targets whose models a test held against the kernel: its module or its arguments name them."""
-    found = _MODEL_TESTS.search(module)
-    if found is None:
-        return
-    (_, _, arguments) = name.partition("[")
-    for target in modelled():
-        word = re.escape(target)
-        named = re.search(rf"(?<![a-z])(?<![a-z]-){word}(?!-?[a-z])", arguments)
-        if found["target"] == target.replace("-", "_") or named:
-            _insert(kernel["models"], target)
+def _whole(suites: list[ET.Element]) -> set[str]:
+    """Return the kernels on which all tests ran: what was seen there before is out of date."""
+    found: set[str] = set()
+    for suite in suites:
+        for case in suite.iter("testcase"):
+            kernel = _KERNEL.search(case.get("name", ""))
+            if kernel and any(note.get("name") == "dm_kernel" for note in case.iter("property")):
+                found.add(kernel["kernel"])
+    return found
 
 
 def _insert(words: list[str], word: str) -> None:
@@ -107,8 +104,13 @@ def _add(kernel: dict[str, Any], name: str, value: str, owners: dict[str, str], 
         if int(accepted) + int(refused) >= CAMPAIGN // 2:
             kernel["lines"][target] = [int(accepted), int(refused), date]
     elif name == witness.PROPERTY:
-        for word in value.split():
+        words = value.split()
+        for word in words:
             _add_seen(kernel, word, owners)
+        for word in words:
+            what, _, target = word.partition(":")
+            if what == "models" and f"loads:{target}" in words:
+                _insert(kernel["models"], target)
 
 
 def _add_seen(kernel: dict[str, Any], word: str, owners: dict[str, str]) -> None:
@@ -146,6 +148,7 @@ def lacks(data: Data) -> list[Lack]:
     return found
 
 
+@cache
 def reasons() -> list[dict[str, str]]:
     """Return the reasons as they stand in the file: patterns of target, what and kernel, and why."""
     return tomllib.loads(REASONS.read_text(encoding="utf-8"))["reason"]
@@ -201,8 +204,9 @@ _HEAD = """# What works on which kernel
 Made by `make support-table` from a run of the tests on each kernel; not edited by hand. A target, a form of its status, or a
 message counts if a test that passed got it from that kernel: *loads* a table; *reads back* what is printed for generated tables as
 the value that was loaded; *status*, how many of the forms that the typed status has (its classes, the members of its enumerations,
-what may be true or absent); *messages*, how many of the typed messages the kernel took; *model*, the userspace model behaved as
-the kernel in the differential tests. A dash says that there is nothing of the kind. What is missing, and why, stands below.
+what may be true or absent); *messages*, how many of the typed messages the kernel took; *model*, a test held the userspace model
+against that kernel. A dash says that there is nothing of the kind. What is missing, and why, stands below. Kernels are those for
+user-mode Linux; the names of others begin with the distribution's.
 """
 
 

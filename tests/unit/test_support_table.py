@@ -26,7 +26,10 @@ JUNIT = """<?xml version="1.0"?><testsuites><testsuite timestamp="2026-11-26T10:
 <testcase classname="tests.targets.test_x" name="test_d[uml-6.1]"><skipped/><properties>
 <property name="dm_seen" value="loads:zero"/></properties></testcase>
 <testcase classname="tests.unit.test_y" name="test_e"/>
-<testcase classname="tests.differential.test_z" name="test_f[uml-6.1-0 64 striped a]"/>
+<testcase classname="tests.targets.test_z" name="test_f[uml-6.1-a]"><properties>
+<property name="dm_seen" value="loads:linear models:striped"/></properties></testcase>
+<testcase classname="tests.differential.test_z" name="test_g[uml-6.1]"><properties>
+<property name="dm_seen" value="loads:striped models:striped"/></properties></testcase>
 </testsuite></testsuites>"""
 
 
@@ -43,11 +46,25 @@ def test_only_what_passed_counts(seen):
     assert seen == {
         "uml-6.1": {
             "release": "6.1.176", "date": "2026-11-26", "versions": {"linear": "1.4.0", "ebs": None},
-            "loads": ["linear"], "read_back": {"linear": "2026-11-26"}, "status": {"mirror": ["MirrorStatus"]},
+            "loads": ["linear", "striped"], "read_back": {"linear": "2026-11-26"}, "status": {"mirror": ["MirrorStatus"]},
             "messages": {"raid": ["Check"]}, "models": ["striped"], "campaigns": {"linear": [500, "2026-11-26"]},
             "lines": {"linear": [300, 200, "2026-11-26"]},
         }
     }  # fmt: skip
+
+
+def test_a_run_of_all_tests_replaces_what_was_seen_before_but_no_campaign(seen, tmp_path):
+    path = tmp_path / "again.xml"
+    path.write_text(
+        '<testsuites><testsuite timestamp="2026-11-27T10:00:00">'
+        '<testcase classname="a" name="test_b[uml-6.1]"><properties>'
+        '<property name="dm_kernel" value=\'{"release": "6.1.177", "targets": {"linear": "1.4.0"}}\'/>'
+        "</properties></testcase></testsuite></testsuites>"
+    )
+    read(path, seen)
+    (kernel,) = seen.values()
+    assert (kernel["release"], kernel["loads"], kernel["models"]) == ("6.1.177", [], [])
+    assert kernel["campaigns"] == {"linear": [500, "2026-11-26"]}
 
 
 def test_what_is_missing_is_told(seen):
