@@ -210,14 +210,16 @@ def _digests(
     each = max(_CHUNK // block_size, 1)
     unit = block_size // SECTOR
 
-    def chunk(first: int) -> list[bytes]:
-        content = memoryview(source.read(first * unit, min(each, count - first) * unit))
-        digest = tree.digest
-        return [digest(content[at : at + block_size]) for at in range(0, len(content), block_size)]
+    def chunk(first: int, room: memoryview | None = None) -> list[bytes]:
+        room = memoryview(bytearray(each * block_size)) if room is None else room
+        content = room[: min(each, count - first) * block_size]
+        source.readinto(first * unit, content)
+        return tree.digests(content, block_size)
 
     firsts = iter(range(0, count, each))
     if threads == 1:
-        yield from map(chunk, firsts)
+        room = memoryview(bytearray(each * block_size))
+        yield from (chunk(first, room) for first in firsts)
         return
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - a tenth of a second, for few
 

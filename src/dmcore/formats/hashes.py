@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import hmac
 import os
 import zlib
 from typing import TYPE_CHECKING, Any, Protocol
@@ -166,6 +165,8 @@ def new_hash(name: str, key: bytes | None = None) -> Hash:
         inner = hash_named(name[5:-1])
         if key is None:
             raise OSError(errno.ENOKEY, os.strerror(errno.ENOKEY))
+        import hmac  # noqa: PLC0415 - a tenth of what importing this module costs
+
         return hmac.new(key, digestmod=inner)  # type: ignore[arg-type]
     made = hash_named(name)()
     if key is not None and name in (_WIDE | _NARROW):

@@ -1,4 +1,4 @@
-"""What dm-crypt computes: the key cut into its parts, units encrypted and decrypted, large requests on several threads.
+"""What dm-crypt computes: the key cut into its parts, units encrypted and decrypted, many at once.
 
 Sources: drivers/md/dm-crypt.c (crypt_setkey, crypt_subkey_size, crypt_convert_block_skcipher, crypt_convert_block_aead).
 """
@@ -6,8 +6,6 @@ Sources: drivers/md/dm-crypt.c (crypt_setkey, crypt_subkey_size, crypt_convert_b
 from __future__ import annotations
 
 import errno
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,18 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine"]
 
-_CHUNK = 1 << 17
-"""Bytes that one thread converts at once: what stays in its cache."""
-_LANES = max(1, min(4, os.cpu_count() or 1))
+_CHUNK = 1 << 19
+"""Bytes that are converted at once: less pays for calls, more leaves the cache. Threads were slower: half of it holds the GIL."""
 _TCW_WHITENING = 16
-_pool: list[tuple[int, ThreadPoolExecutor]] = []
-
-
-def _threads() -> ThreadPoolExecutor:
-    """Return the process's threads; a fork has none of its parent's."""
-    if not _pool or _pool[0][0] != os.getpid():
-        _pool[:] = [(os.getpid(), ThreadPoolExecutor(_LANES, thread_name_prefix="dmcore-crypt"))]
-    return _pool[0][1]
 
 
 def _innermost(name: str) -> str:
@@ -48,8 +37,8 @@ def _innermost(name: str) -> str:
     return _innermost(parts[0]) if parts else template
 
 
-class _Lane:
-    """Everything one thread needs: ciphers under their keys, and the IV's generator."""
+class _Ciphers:
+    """Ciphers under their keys, and the IV's generator."""
 
     def __init__(self, cipher: Cipher, keys: list[bytes], extra: bytes, unit: int) -> None:
         self.modes: list[Mode] = [make_mode(cipher.name, key) for key in keys]
@@ -85,9 +74,9 @@ class Engine:
             self._make_aead(target, key)
         else:
             self._keys, self._extra = _split_key(cipher, key)
-            self._lanes = [self._lane()]
-            self._iv = self._lanes[0].iv
-            self.iv_size = self._lanes[0].iv_size
+            self._ciphers = _Ciphers(cipher, self._keys, self._extra, self._unit)
+            self._iv = self._ciphers.iv
+            self.iv_size = self._ciphers.iv_size
         if cipher.iv == "random":
             self.stored_iv = self.iv_size
         if target.tags is not None:
@@ -124,9 +113,6 @@ class Engine:
         elif left < 0:
             raise SpecError("tags", size, f"have no room for an IV of {self.iv_size} bytes")
 
-    def _lane(self) -> _Lane:
-        return _Lane(self._cipher, self._keys, self._extra, self._unit)
-
     # -- without authentication --------------------------------------------------------------------------------------
 
     def encrypt(self, sector: int, data: memoryview, out: memoryview, ivs: Octets | None = None) -> None:
@@ -140,24 +126,10 @@ class Engine:
     def _convert(
         self, sector: int, data: memoryview, out: memoryview, ivs: Octets | None, *, encrypt: bool
     ) -> None:
-        chunks = [(at, min(at + _CHUNK, len(data))) for at in range(0, len(data), _CHUNK)]
-
-        def run(lane: _Lane, mine: list[tuple[int, int]]) -> None:
-            for begin, end in mine:
-                some = None if ivs is None else ivs[begin // self._unit : end // self._unit]
-                self._chunk(
-                    lane, sector + begin // SECTOR, data[begin:end], out[begin:end], some, encrypt=encrypt
-                )
-
-        lanes = min(_LANES, len(chunks))
-        while len(self._lanes) < lanes:
-            self._lanes.append(self._lane())
-        others = [_threads().submit(run, self._lanes[lane], chunks[lane::lanes]) for lane in range(1, lanes)]
-        try:
-            run(self._lanes[0], chunks[:: lanes or 1])
-        finally:
-            for other in others:
-                other.result()
+        for at in range(0, len(data), _CHUNK):
+            end = min(at + _CHUNK, len(data))
+            some = None if ivs is None else ivs[at // self._unit : end // self._unit]
+            self._chunk(sector + at // SECTOR, data[at:end], out[at:end], some, encrypt=encrypt)
 
     def _numbers(self, sector: int, count: int) -> tuple[Words, Words]:
         """Return what chooses a unit's key, and what its IV counts."""
@@ -166,45 +138,38 @@ class Engine:
         return numbers, numbers >> self._shift
 
     def _chunk(
-        self,
-        lane: _Lane,
-        sector: int,
-        data: memoryview,
-        out: memoryview,
-        ivs: Octets | None,
-        *,
-        encrypt: bool,
+        self, sector: int, data: memoryview, out: memoryview, ivs: Octets | None, *, encrypt: bool
     ) -> None:
+        ciphers = self._ciphers
         units = len(data) // self._unit
         chosen, numbers = self._numbers(sector, units)
         source = np.frombuffer(data, np.uint8).reshape(units, -1)
         result = np.frombuffer(out, np.uint8).reshape(units, -1)
-        iv = np.zeros((units, lane.iv_size), np.uint8)
-        if lane.iv is not None:
+        iv = np.zeros((units, ciphers.iv_size), np.uint8)
+        if ciphers.iv is not None:
             if self.stored_iv and ivs is not None and not encrypt:
                 iv = ivs
             else:
-                iv = lane.iv.generate(numbers, source, encrypt=encrypt)
+                iv = ciphers.iv.generate(numbers, source, encrypt=encrypt)
                 if ivs is not None:
                     ivs[:] = iv
-            source = lane.iv.before(numbers, source, encrypt=encrypt)
-        shape = (units, -1, lane.modes[0].words)
+            source = ciphers.iv.before(numbers, source, encrypt=encrypt)
+        shape = (units, -1, ciphers.modes[0].words)
         blocks, starts = source.view(np.uint64).reshape(shape), np.ascontiguousarray(iv).view(np.uint64)
         into = result.view(np.uint64).reshape(shape)
-        if len(lane.modes) == 1:
-            mode = lane.modes[0]
+        if len(ciphers.modes) == 1:
+            mode = ciphers.modes[0]
             (mode.encrypt if encrypt else mode.decrypt)(blocks, starts, into)
         else:
-            self._by_keys(lane, chosen, blocks, starts, into, encrypt=encrypt)
-        if lane.iv is not None:
-            lane.iv.after(numbers, result, encrypt=encrypt)
+            self._by_keys(chosen, blocks, starts, into, encrypt=encrypt)
+        if ciphers.iv is not None:
+            ciphers.iv.after(numbers, result, encrypt=encrypt)
 
-    def _by_keys(
-        self, lane: _Lane, chosen: Words, blocks: Words, starts: Words, into: Words, *, encrypt: bool
-    ) -> None:
-        number = chosen & np.uint64(len(lane.modes) - 1)
+    def _by_keys(self, chosen: Words, blocks: Words, starts: Words, into: Words, *, encrypt: bool) -> None:
+        ciphers = self._ciphers
+        number = chosen & np.uint64(len(ciphers.modes) - 1)
         for index in np.unique(number):
-            mode, mine = lane.modes[int(index)], number == index
+            mode, mine = ciphers.modes[int(index)], number == index
             part = blocks[mine]
             some = np.empty_like(part)
             (mode.encrypt if encrypt else mode.decrypt)(part, np.ascontiguousarray(starts[mine]), some)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 from dmcore.model.targets._crypt_blocks import BLOCKS, Block, bad_key, block_size, digest, unsupported
-from dmcore.model.targets._crypt_tweaks import ROW, Tweaks, doubled
+from dmcore.model.targets._crypt_tweaks import MOST_BLOCKS, Tweaks, doubled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from dmcore.model.targets._crypt_blocks import Octets, Words
 
@@ -91,15 +93,31 @@ class _Ecb(_OfBlocks):
         out[:] = result
 
 
+def _as_items(array: Words) -> NDArray[Any]:
+    """Return `(units, blocks)` items, a block each, so that numpy copies them as one."""
+    return array.view(np.complex128 if array.shape[2] == 2 else np.uint64)[:, :, 0]
+
+
 class _Cbc(_OfBlocks):
+    def __init__(self, cipher: Block) -> None:
+        super().__init__(cipher)
+        self._turned = np.empty(0, np.uint64)
+
     def encrypt(self, data: Words, iv: Words, out: Words) -> None:
-        """One block of every unit after the other."""
+        """One block of every unit after the other; blocks that go together lie together meanwhile."""
+        units, blocks, words = data.shape
+        if len(self._turned) < data.size:
+            self._turned = np.empty(data.size, np.uint64)
+        turned = self._turned[: data.size].reshape(blocks, units, words)
+        items = _as_items(turned).T
+        np.copyto(items, _as_items(data))
         room, last = self._scratch(iv)
         last[:] = iv
-        for block in range(data.shape[1]):
-            np.bitwise_xor(last, data[:, block], out=last)
+        for each in turned:
+            np.bitwise_xor(last, each, out=last)
             self.cipher.encrypt_into(last, room)
-            out[:, block] = last
+            each[:] = last
+        np.copyto(_as_items(out), items)
 
     def decrypt(self, data: Words, iv: Words, out: Words) -> None:
         room, result = self._scratch(data)
@@ -178,15 +196,27 @@ class _Xts(_Tweaked):
 
     def _tweaked(self, iv: Words, units: int, blocks: int) -> Words:
         """Return `E(iv) * x^block` for every block of every unit."""
-        rows = -(-blocks // ROW)
-        first = np.empty((units, rows, 2), np.uint64)
-        first[:, 0] = self._tweak.encrypt(iv)
-        for row in range(1, rows):
-            first[:, row] = doubled(first[:, row - 1], ROW)
-        if self._tweaks is None or units * rows > self._tweaks.rows:
-            self._tweaks = Tweaks(units * rows)
-        tweaks = self._tweaks(first.reshape(-1, 2)).reshape(units, rows * ROW, 2)
-        return tweaks if blocks == rows * ROW else tweaks[:, :blocks]
+        row = min(-(-blocks // 8) * 8, MOST_BLOCKS)
+        rows = -(-blocks // row)
+        first = self._tweak.encrypt(iv)
+        if rows > 1:
+            first = _far(first, rows, row)
+        if self._tweaks is None or self._tweaks.blocks != row or units * rows > self._tweaks.rows:
+            self._tweaks = Tweaks(units * rows, row)
+        tweaks = self._tweaks(first.reshape(-1, 2)).reshape(units, rows * row, 2)
+        return tweaks if blocks == rows * row else tweaks[:, :blocks]
+
+
+def _far(first: Words, rows: int, row: int) -> Words:
+    """Return `(units, rows, 2)` words: each tweak, and it times x^row, x^2row ..."""
+    made = np.empty((len(first), rows, 2), np.uint64)
+    made[:, 0] = first
+    for number in range(1, rows):
+        last = made[:, number - 1]
+        for _ in range(row // 32):
+            last = doubled(last, 32)
+        made[:, number] = last
+    return made
 
 
 class _Lrw(_Tweaked):

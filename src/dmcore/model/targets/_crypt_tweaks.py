@@ -1,8 +1,8 @@
-"""The tweaks of XTS for many sectors at once: T, T*x, T*x^2 ... in GF(2^128), 32 blocks for each T.
+"""The tweaks of XTS for many sectors at once: T, T*x, T*x^2 ... in GF(2^128), up to 256 blocks for each T.
 
 Multiplied one by one they cost more than the cipher. But the states of a shift register are windows of the bits it puts
-out: with a_0, a_1 ... the top bit of T*x^j for each j, bit i >= 7 of T*x^j is a_(j+127-i). The bits of T and 31 more by the
-polynomial's recurrence (a_(n+128) = a_(n+7) + a_(n+2) + a_(n+1) + a_n) are thus 32 tweaks that overlap. Shifted by 0..7 bits
+out: with a_0, a_1 ... the top bit of T*x^j for each j, bit i >= 7 of T*x^j is a_(j+127-i). The bits of T and some more by the
+polynomial's recurrence (a_(n+128) = a_(n+7) + a_(n+2) + a_(n+1) + a_n) are thus tweaks that overlap. Shifted by 0..7 bits
 the windows begin at whole bytes, so that they can be copied. What is wrong are the bits below 7, by a function of the top
 ones: bit i lacks a_(j+6-i), and bits 1 and 0 what the polynomial's other terms carry.
 """
@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from dmcore.model.targets._crypt_blocks import Words
+    from dmcore.model.targets._crypt_blocks import Octets, Words
 
-__all__ = ["ROW", "Tweaks", "doubled"]
+__all__ = ["MOST_BLOCKS", "Tweaks", "doubled"]
 
-ROW = 32
-"""Blocks of 16 bytes that `Tweaks` multiplies one tweak for."""
+MOST_BLOCKS = 256
+"""Blocks of 16 bytes that `Tweaks` multiplies one tweak for, at most."""
+_APART = 8
+"""Words between what stands side by side in memory, so that not all of it falls into one set of the cache."""
 _U = np.uint64
+_TAPS = np.array([[1], [2], [7]], np.uint64)
+_REST = _U(64) - _TAPS
 
 
 def doubled(tweaks: Words, times: int) -> Words:
@@ -35,64 +39,70 @@ def doubled(tweaks: Words, times: int) -> Words:
 
 
 class Tweaks:
-    """Scratch for up to `rows` rows of tweaks; not for use by two threads at once.
+    """Room for the tweaks of up to `rows` rows; not for use by two threads at once.
 
-    Attributes:
+    Args:
         rows: The most rows.
-        tweaks: What the last call made.
+        blocks: Tweaks in a row, a multiple of 8 up to `MOST_BLOCKS`.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, blocks: int) -> None:
         assert sys.byteorder == "little"
-        self.rows = rows
-        self._record = np.zeros(rows * 8 * 3, np.uint64)
-        self._tweaks = np.empty(rows * ROW * 2, np.uint64)
-        self._one = np.empty(rows * 8, np.uint64)
-        self._two = np.empty(rows * 8, np.uint64)
-        self._fix = np.empty(rows * ROW, np.uint8)
+        assert blocks % 8 == 0
+        assert blocks <= MOST_BLOCKS
+        self.rows, self.blocks = rows, blocks
+        self._more = -(-(blocks - 1) // 64)
+        words = rows * (self._more + 2)
+        self._words = np.empty(words, np.uint64)
+        self._record = np.zeros((8, words + _APART), np.uint64)
+        self._carried = np.empty((8, words), np.uint64)
+        self._fix = np.empty(rows * blocks, np.uint8)
+        self._fold = np.empty(rows * blocks, np.uint8)
+        self._tweaks = np.empty(rows * blocks * 2, np.uint64)
         self._shift = np.arange(8, dtype=np.uint64)[:, None]
         self._back = _U(64) - self._shift
-        self._used = 0
-        self._use(rows)
-
-    def _use(self, rows: int) -> None:
-        """Make the views for so many rows."""
-        if rows == self._used:
-            return
-        self._used = rows
-        self._parts = self._record[: rows * 24].reshape(8, rows, 3)
-        self.tweaks = self._tweaks[: rows * ROW * 2].reshape(rows, ROW, 2)
-        places = self.tweaks.view(np.complex128).reshape(rows, 4, 8)
-        raw = self._record.view(np.uint8)
-        self._windows = [
-            (
-                places[:, skip],
-                np.ndarray((rows, 8), np.complex128, raw.data, offset=8 - skip, strides=(24, rows * 24)),
-            )
-            for skip in range(4)
-        ]
-        octets = self.tweaks.view(np.uint8).reshape(rows * ROW, 16)
-        self._low, self._top = octets[:, 0], octets[:, 15]
 
     def __call__(self, first: Words) -> Words:
-        """Return `(rows, 32, 2)` words for `(rows, 2)`; they are good until the next call."""
-        rows = len(first)
-        self._use(rows)
-        low, high = first[:, 0].copy(), first[:, 1].copy()
+        """Return `(rows, blocks, 2)` words for `(rows, 2)`; they are good until the next call."""
+        rows, words = len(first), self._more + 2
+        flat = self._words[: rows * words]
+        self._sequence(first, flat.reshape(rows, words))
+        record, carried = self._record[:, : rows * words], self._carried[:, : rows * words - 1]
+        np.left_shift(flat, self._shift, out=record)
+        np.right_shift(flat[:-1], self._back, out=carried)
+        # What a row's top word carries into the lowest bits of the next row is in no window.
+        upper = record[:, 1:]
+        np.bitwise_or(upper, carried, out=upper)
+        out = self._tweaks[: rows * self.blocks * 2].reshape(rows, self.blocks, 2)
+        steps, between = self.blocks // 8, self._record.strides[0]
+        windows = np.ndarray(
+            (rows, steps, 8), np.complex128, self._record.data, 8 * self._more, (words * 8, -1, between)
+        )
+        np.copyto(out.view(np.complex128).reshape(rows, steps, 8), windows)
+        self._correct(out.view(np.uint8).reshape(rows * self.blocks, 16))
+        return out
+
+    def _sequence(self, first: Words, words: Words) -> None:
+        """Write what the register puts out, for each row, the first bits in the last word."""
+        high, more = first[:, 1], self._more
         top = high >> _U(57)
-        low ^= top ^ top >> _U(5) ^ top >> _U(6)
-        more = (high ^ high << _U(1) ^ high << _U(2) ^ high << _U(7)) & _U(0xFFFFFFFF00000000)
-        one = self._one[: rows * 8].reshape(8, rows)
-        two = self._two[: rows * 8].reshape(8, rows)
-        np.left_shift(more, self._shift, out=self._parts[:, :, 0])
-        for word, below, at in ((low, more, 1), (high, low, 2)):
-            np.left_shift(word, self._shift, out=one)
-            np.right_shift(below, self._back, out=two)
-            np.bitwise_or(one, two, out=self._parts[:, :, at])
-        for place, window in self._windows:
-            np.copyto(place, window)
-        fix = self._fix[: rows * ROW]
-        np.right_shift(self._top, 1, out=fix)
-        fix ^= (fix >> 5) ^ (fix >> 6)
-        np.bitwise_xor(self._low, fix, out=self._low)
-        return self.tweaks
+        one, two = high.copy(), first[:, 0] ^ top ^ top >> _U(5) ^ top >> _U(6)
+        words[:, more + 1], words[:, more] = one, two
+        for at in range(more - 1, -1, -1):
+            taps = np.left_shift(one, _TAPS)
+            np.bitwise_or(taps, np.right_shift(two, _REST), out=taps)
+            new = np.bitwise_xor.reduce(taps, axis=0)
+            np.bitwise_xor(new, one, out=new)
+            words[:, at] = new
+            one, two = two, new
+
+    def _correct(self, octets: Octets) -> None:
+        """Put the lowest byte of each tweak right."""
+        fix, fold = self._fix[: len(octets)], self._fold[: len(octets)]
+        np.right_shift(octets[:, 15], 1, out=fix)
+        np.right_shift(fix, 5, out=fold)
+        np.bitwise_xor(fix, fold, out=fix)
+        np.right_shift(fold, 1, out=fold)
+        np.bitwise_xor(fix, fold, out=fix)
+        low = octets[:, 0]
+        np.bitwise_xor(low, fix, out=low)
