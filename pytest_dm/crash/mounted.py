@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dmcore.crash.checkers import Masked
+    from dmcore.crash.ext import Ext
     from pytest_dm.runtime import Runtime
 
 __all__ = ["MountedFileSystem"]
@@ -88,6 +89,7 @@ class MountedFileSystem:
         self._block_size = block_size
         self._folder = runtime.new_folder("crash-states")
         self._loop: LoopDevice | None = None
+        self._ext: Ext | None = None
         self._inode: tuple[int, int, int] = (0, 0, 0)
         # Xfs mounts no two of the same uuid, and the recorded one may still be mounted.
         self._all_options = ",".join(filter(None, (options, "nouuid" if name == "xfs" else "")))
@@ -130,7 +132,13 @@ class MountedFileSystem:
             return ()
         from dmcore.crash.ext import Ext  # noqa: PLC0415 - knows the layout
 
-        return Ext(self.name).masked(image)
+        self._ext = Ext(self.name)
+        return self._ext.masked(image)
+
+    def foresee(self, image: Path, /) -> Sequence[tuple[int, bytes]] | None:
+        """Return what replaying the journal of ext3 and ext4 will write; None where only the kernel knows."""
+        unreplayed = {"noload", "norecovery"} & set(self.options.split(","))
+        return None if self._ext is None or unreplayed else self._ext.foresee(image)
 
     def explain(self, image: Path, writes: Sequence[tuple[int, bytes]], /) -> list[str]:
         """Say what blocks of ext2, ext3 and ext4 are for; of others nobody knows."""

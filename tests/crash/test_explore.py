@@ -392,7 +392,7 @@ def command(text, tmp_path, *, timeout=10, acknowledged=(), started=()):
     path.write_bytes(b"")
     state = CrashState(
         id="e0:0", image=path, acknowledged=acknowledged, started=started,
-        fingerprint=lambda _masked: 0, settled=lambda: None, untouched=lambda: None,
+        fingerprint=lambda _masked, _over: 0, settled=lambda: None, untouched=lambda: None,
     )  # fmt: skip
     return CommandOracle(text, timeout=timeout)(state)
 

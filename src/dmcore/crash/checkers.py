@@ -89,7 +89,8 @@ class CrashState:
         started: Names of operations that had begun and were not acknowledged: they may be there, in part if they are
             not atomic.
         torn: Whether some write is there in part.
-        fingerprint: Returns a number that is the same for images that differ in the masked bytes only.
+        fingerprint: Returns a number that is the same for images that differ in the masked bytes only; of the image as it would be
+            with some data (first byte, data) written over it.
         untouched: To be called, if at all, before `fingerprint`, by a checker that has not written to the image: saves looking
             for what it wrote.
         settled: To be called, if at all, after `fingerprint`, by a checker that has not written to the image since: saves
@@ -102,7 +103,7 @@ class CrashState:
     acknowledged: tuple[str, ...] = ()
     started: tuple[str, ...] = ()
     torn: bool = False
-    fingerprint: Callable[[Sequence[Masked]], int]
+    fingerprint: Callable[[Sequence[Masked], Sequence[tuple[int, bytes]]], int]
     settled: Callable[[], None] = _nothing
     untouched: Callable[[], None] = _nothing
 
@@ -142,7 +143,8 @@ class FileSystem(Protocol):
             a super block with a checksum and no copy that recovery would use: torn only if that is asked for.
 
     One that also has an attribute `wrote`, false where the last `recover` has not written to the image, is not searched for
-    what it wrote.
+    what it wrote. One that has a method `foresee` says, of an image that is not recovered, what recovery will write (first byte,
+    data), or None if it does not know; images of which it says that they will be the same are recovered once.
     """
 
     name: str
@@ -215,29 +217,66 @@ class Pipeline:
         self.writes = oracle is not None or not isinstance(filesystem, NoFileSystem)
         self._masked: Sequence[Masked] | None = None
         self._verified: dict[int, Problem | None] = {}
+        self._outcomes: dict[int, Problem | int] = {}
         self._content: dict[int, int] = {}
         self._wrong: dict[tuple[int, tuple[str, ...]], Problem] = {}
 
     def check(self, state: CrashState, /) -> Problem | None:
         """Judge a state; see `Checker`."""
+        if isinstance(self.filesystem, NoFileSystem):
+            return None if self.oracle is None else self._ask(state, 0)
+        ahead = self._foreseen(state)
+        outcome = None if ahead is None else self._outcomes.get(ahead)
+        if outcome is not None and self._settled(state, outcome):
+            state.settled()
+            return self._said(state, outcome)
+        outcome = self._recovered(state)
+        if ahead is not None:
+            self._outcomes[ahead] = outcome
+        if isinstance(outcome, Problem):
+            return outcome
+        if outcome not in self._verified:
+            self._verified[outcome] = self.filesystem.verify(state.image)
+        if self._settled(state, outcome):
+            state.settled()
+            return self._said(state, outcome)
+        return self._ask(state, outcome)
+
+    def _foreseen(self, state: CrashState) -> int | None:
+        """Return what a state has in common with all that recover to the same image; None if that is not known."""
+        foresee = getattr(self.filesystem, "foresee", None)
+        if foresee is None or self._masked is None:
+            return None
+        writes: Sequence[tuple[int, bytes]] | None = foresee(state.image)
+        if writes is None:
+            return None
+        state.untouched()
+        return state.fingerprint(self._masked, writes)
+
+    def _recovered(self, state: CrashState) -> Problem | int:
+        """Have a state recovered; return what is wrong, or the fingerprint of the outcome."""
         problem = self.filesystem.recover(state.image)
         if problem is not None:
             return problem
         if self._masked is None:
             self._masked = self.filesystem.masked(state.image)
-        plain = isinstance(self.filesystem, NoFileSystem)
-        if not plain and not getattr(self.filesystem, "wrote", True):
+        if not getattr(self.filesystem, "wrote", True):
             state.untouched()
-        recovered = 0 if plain else state.fingerprint(self._masked)
-        if not plain:
-            if recovered not in self._verified:
-                self._verified[recovered] = self.filesystem.verify(state.image)
-            problem = self._verified[recovered]
-            known = problem is not None or self._known(state, recovered)
-            if known or self.oracle is None:
-                state.settled()
-                return problem or self._wrong.get((recovered, state.acknowledged))
-        return None if self.oracle is None else self._ask(state, recovered)
+        return state.fingerprint(self._masked, ())
+
+    def _settled(self, state: CrashState, outcome: Problem | int) -> bool:
+        """Whether all that there is to say of a recovery is known."""
+        if isinstance(outcome, Problem):
+            return True
+        if outcome not in self._verified:
+            return False
+        return self._verified[outcome] is not None or self.oracle is None or self._known(state, outcome)
+
+    def _said(self, state: CrashState, outcome: Problem | int) -> Problem | None:
+        """Return what was said of a recovery."""
+        if isinstance(outcome, Problem):
+            return outcome
+        return self._verified[outcome] or self._wrong.get((outcome, state.acknowledged))
 
     def _known(self, state: CrashState, recovered: int) -> bool:
         """Whether the oracle's word on a recovered image is known."""

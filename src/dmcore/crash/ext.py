@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from dmcore.crash.checkers import Masked, Problem
+from dmcore.crash.ext_journal import Foresight, journal_ranges
 from dmcore.crash.ext_layout import Layout
 from dmcore.crash.tools import find_tool
 from dmcore.errors import Unsupported
@@ -64,6 +65,7 @@ class Ext:
         self._timeout = timeout
         self._e2fsck = find_tool("e2fsck", "e2fsprogs")
         self._journalled = True
+        self._foresight: Foresight | None = None
         self._environment = {**os.environ, "E2FSCK_CONFIG": os.devnull, "LC_ALL": "C"}
 
     def recover(self, image: Path, /) -> Problem | None:
@@ -111,7 +113,16 @@ class Ext:
     def masked(self, image: Path, /) -> Sequence[Masked]:
         """Return the super block's counters and times, and the journal, which is empty after recovery."""
         masked = [Masked(_SUPER + offset, length) for offset, length in _STATIC_FIELDS]
-        return [*masked, *_journal(image)] if self._journalled else masked
+        if not self._journalled:
+            return masked
+        ranges = journal_ranges(image)
+        self._foresight = Foresight(image, ranges)
+        size = self._foresight.block_size
+        return [*masked, *(Masked(one.first * size, (one.last - one.first + 1) * size) for one in ranges)]
+
+    def foresee(self, image: Path, /) -> Sequence[tuple[int, bytes]] | None:
+        """Return what replaying the journal will write; see `Foresight`."""
+        return None if self._foresight is None else self._foresight.writes(image)
 
     def explain(self, image: Path, writes: Sequence[tuple[int, bytes]], /) -> list[str]:
         """Say what blocks are for, by debugfs and dumpe2fs."""
@@ -158,21 +169,3 @@ def _complaint(text: str, status: int) -> str:
     if status < 0:
         return f"e2fsck was killed by signal {-status}: {lines[0] if lines else 'no word'}"
     return lines[0] if lines else f"e2fsck exited with {status} and no word"
-
-
-def _journal(image: Path) -> list[Masked]:
-    """Return where the journal is, by debugfs; nothing if it cannot be had: then more images count as distinct."""
-    done = subprocess.run(
-        [find_tool("debugfs", "e2fsprogs"), "-R", "stat <8>", image],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False, timeout=60,
-        env={**os.environ, "DEBUGFS_PAGER": "cat", "PAGER": "cat", "LC_ALL": "C"},
-    )  # fmt: skip
-    fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        (shift,) = struct.unpack("<I", os.pread(fd, 4, _SUPER + 0x18))
-    finally:
-        os.close(fd)
-    size = 1024 << min(shift, 6)
-    found = done.stdout.partition("EXTENTS:")[2] or done.stdout.partition("BLOCKS:")[2]
-    ranges = re.findall(r"\([^)]*\):([0-9]+)(?:-([0-9]+))?", found)
-    return [Masked(int(first) * size, (int(last or first) - int(first) + 1) * size) for first, last in ranges]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageIds", "block_hash", "block_size"]
 
 _LARGEST = 4096
+_REMEMBERED = 1 << 16
 _BASE, _ZEROS = -2, -1
 _ZERO = {1 << shift: bytes(1 << shift) for shift in range(9, 13)}
 
@@ -56,6 +57,8 @@ class ImageIds:
         self._epochs = timeline.epochs
         self._torn_size = torn_size
         self.block_size = block_size(log)
+        self._known: dict[tuple[int, int], list[int]] = {}
+        self._count = 0
         self._source: dict[int, int] = {}
         self._hashes: dict[int, int] = {}
         self._durable = 0
@@ -155,10 +158,23 @@ class ImageIds:
                 for block in self._zeroed(offset // size, (offset + length) // size, others):
                     yield block, 0, _ZEROS
                 continue
-            data = self._log.index.read(source, length)
-            for at in range(0, length, size):
-                block = (offset + at) // size
-                yield block, block_hash(block, data[at : at + size]), source + at
+            known = self._known.get((source, length))
+            if known is None:
+                data = self._log.index.read(source, length)
+                known = [
+                    block_hash((offset + at) // size, data[at : at + size]) for at in range(0, length, size)
+                ]
+                self._remember((source, length), known)
+            for at, value in enumerate(known):
+                yield offset // size + at, value, source + at * size
+
+    def _remember(self, key: tuple[int, int], hashes: list[int]) -> None:
+        """Keep the hashes of a piece for the next time that its epoch is gone to; so many that memory stays small."""
+        self._count += len(hashes)
+        if self._count > _REMEMBERED:
+            self._known.clear()
+            self._count = len(hashes)
+        self._known[key] = hashes
 
     def _zeroed(self, first: int, last: int, others: AbstractSet[int]) -> Iterable[int]:
         """Return the blocks of a range that may not be zeros, or are written by others."""

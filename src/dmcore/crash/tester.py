@@ -105,14 +105,15 @@ class Tester:
     def _untouched(self) -> None:
         self._written = False
 
-    def _fingerprint(self, masked: Sequence[Masked]) -> int:
+    def _fingerprint(self, masked: Sequence[Masked], over: Sequence[tuple[int, bytes]]) -> int:
         if self._prints is None:
             self._prints = _Fingerprints(self._log, self.image, masked)
         if self._scratch is None:
-            return self._prints.of(None, [])
-        if not self._written:
+            return self._prints.of(None, [], over)
+        written, self._written = self._written, True
+        if not written:
             self._scratch.untouched()
-        return self._prints.of(self._scratch, self._scratch.changed() if self._written else [])
+        return self._prints.of(self._scratch, self._scratch.changed() if written else [], over)
 
     def close(self) -> None:
         """Remove its files; a second call does nothing."""
@@ -138,8 +139,11 @@ class _Fingerprints:
         self._masks = _by_block(masked, log.size)
         self._hashes: dict[int, int] = {}
         self._value = 0
+        self._over: Sequence[tuple[int, bytes]] = ()
+        self._whole: dict[int, int] | None = {}
 
-    def of(self, scratch: Scratch | None, changed: Sequence[int]) -> int:
+    def of(self, scratch: Scratch | None, changed: Sequence[int], over: Sequence[tuple[int, bytes]]) -> int:
+        """Return the hash of the image, or of a copy in which some blocks are changed, with some data written over it."""
         fd = self._image.fileno()
         for block in self._image.take_dirty():
             new = self._hash(fd, block)
@@ -149,7 +153,37 @@ class _Fingerprints:
         if scratch is not None:
             for block in changed:
                 value ^= self._hash(scratch.fileno(), block) ^ self._known_of_image(fd, block)
+        return value ^ self._difference(fd if scratch is None else scratch.fileno(), changed, over)
+
+    def _difference(self, fd: int, changed: Sequence[int], over: Sequence[tuple[int, bytes]]) -> int:
+        """Return by what writing some data changes the hash."""
+        if over is not self._over:
+            self._over, self._whole = over, self._new_hashes(over)
+        blocks = self._written_over(fd, over) if self._whole is None else self._whole
+        value = 0
+        stale = set(changed)
+        for block, new in blocks.items():
+            value ^= new ^ (self._hash(fd, block) if block in stale else self._known_of_image(fd, block))
         return value
+
+    def _new_hashes(self, over: Sequence[tuple[int, bytes]]) -> dict[int, int] | None:
+        """Return the hashes of blocks that are written whole; None if some are written in part."""
+        if any(offset % _BLOCK or len(data) != _BLOCK for offset, data in over):
+            return None
+        return {offset // _BLOCK: self._masked_hash(offset // _BLOCK, data) for offset, data in over}
+
+    def _written_over(self, fd: int, over: Sequence[tuple[int, bytes]]) -> dict[int, int]:
+        """Return the hashes of the blocks that are written in part, with the rest as it is."""
+        blocks: dict[int, bytes] = {}
+        for offset, data in over:
+            for block in range(offset // _BLOCK, (offset + len(data) - 1) // _BLOCK + 1):
+                begin = block * _BLOCK
+                before = blocks.get(block) or os.pread(fd, _BLOCK, begin)
+                start, stop = max(offset - begin, 0), min(offset + len(data) - begin, _BLOCK)
+                blocks[block] = (
+                    before[:start] + data[start + begin - offset : stop + begin - offset] + before[stop:]
+                )
+        return {block: self._masked_hash(block, content) for block, content in blocks.items()}
 
     def _known(self, block: int) -> int:
         value = self._hashes.get(block)
