@@ -394,9 +394,11 @@ class _Raid(ModelTarget[Raid]):
 
     @property
     def _name(self) -> str:
-        if self.target.kind.level == 10:
-            return f"raid10_{self.target.raid10_format or Raid10Format.NEAR}"
-        return self.target.kind.value
+        """The kind as the kernel finds it again by level and layout (get_raid_type_by_ll)."""
+        if self.target.kind.level != 10:
+            return self.target.kind.value
+        form = self.target.raid10_format or Raid10Format.NEAR
+        return "raid10" if form is Raid10Format.NEAR else f"raid10_{form}"
 
     def _letter(self, member: Member, action: SyncAction) -> DeviceState:
         if member.data is None:
