@@ -56,7 +56,7 @@ ZONE = 1024
 @pytest.fixture
 def disk(lab) -> Iterator[Path]:
     """A device of 16 zones in memory, the first 6 of which can be written anywhere."""
-    lab.supports(Table.of(Zoned(devices=lab.refs[:1]), 8))
+    lab.supports(Table.of(Zoned(devices=(lab.refs[0],)), 8))
     with null_block(size=64, zoned=1, zone_size=4, zone_nr_conv=6) as path:
         yield path
 

@@ -121,7 +121,7 @@ class Integrity(Target):
         meta_device: Device for everything but the data.
         block_size: Bytes of data for a tag: 512, 1024, 2048 or 4096. The line is a whole number of them.
         sectors_per_bit: Data for a bit of the bitmap, 0..2^64-1.
-        bitmap_flush_interval: Milliseconds, 0..2^32-1.
+        bitmap_flush_interval: Milliseconds, 0..2^32-1; rounded up to the kernel's clock ticks.
         internal_hash: Makes the tags.
         journal_crypt: Encrypts the journal.
         journal_mac: Protects the journal's sector numbers.
@@ -339,38 +339,54 @@ class Integrity(Target):
 
     @classmethod
     def strategy(cls, space: Space) -> SearchStrategy[Integrity]:
-        """Draw values that format blank devices of 2 MiB or more; INLINE is left out, which needs a special disk."""
+        """Draw values that format blank devices of 2 MiB or more; not INLINE, which needs a special disk, and none that `overlaps`."""
         from hypothesis import strategies as st
 
         sizes = [size for size in (512, 1024, 2048, 4096) if space.length * SECTOR % size == 0]
-        hashes = st.sampled_from(
-            [Algorithm("crc32c"), Algorithm("sha256"), Algorithm("hmac(sha256)", Key(b"\1\2\3\4"))]
+        keyed_hash = Algorithm("hmac(sha256)", Key(b"\1\2\3\4"))
+        hashes = st.sampled_from([Algorithm("crc32c"), Algorithm("sha256"), keyed_hash])
+        ciphers = st.sampled_from(
+            [Algorithm(f"{mode}(aes)", Key(bytes(range(16)))) for mode in ("ctr", "cbc")]
         )
+
+        def numbers(most: int) -> SearchStrategy[int | None]:
+            return st.none() | st.integers(0, most)
 
         @st.composite
         def values(draw: st.DrawFn) -> Integrity:
             mode = draw(st.sampled_from([Mode.JOURNAL, Mode.BITMAP, Mode.DIRECT]))
             internal = draw(hashes if mode is Mode.BITMAP else st.none() | hashes)
             keyed = internal is not None and internal.key is not None
-            again = internal is not None and draw(st.booleans())
+            again = draw(st.sampled_from(["", "recalculate", "reset_recalculate"])) if internal else ""
+            mac = draw(st.none() | st.just(keyed_hash))
+            dev = draw(space.devices())
+            others = [ref for ref, size in space.refs.items() if ref != dev and size >= space.refs[dev]]
             return cls(
-                dev=draw(space.devices()),
+                dev=dev,
+                meta_device=draw(st.none() | st.sampled_from(others)) if others else None,
                 tag_size=draw(st.integers(1, 32) if internal is None else st.none() | st.integers(1, 32)),
                 mode=mode,
-                buffer_sectors=draw(st.none() | st.integers(0, 128)),
-                journal_watermark=draw(st.none() | st.integers(0, 100)),
+                journal_sectors=draw(numbers(300)),
+                interleave_sectors=draw(numbers(70_000)),
+                buffer_sectors=draw(numbers(128)),
+                journal_watermark=draw(numbers(100)),
                 commit_time=draw(st.none() | st.integers(1, 100_000)),
+                sectors_per_bit=draw(numbers(1 << 20)),
+                bitmap_flush_interval=draw(st.none() | st.integers(1, 5000).map(lambda times: 20 * times)),
                 block_size=draw(st.sampled_from(sizes)),
                 internal_hash=internal,
-                recalculate=again,
+                journal_crypt=draw(st.none() | ciphers),
+                journal_mac=mac,
+                recalculate=again == "recalculate",
+                reset_recalculate=again == "reset_recalculate",
                 allow_discards=internal is not None and draw(st.booleans()),
                 allow_discards_keyed=keyed and _KEYED_DISCARDS in space.features and draw(st.booleans()),
                 fix_padding=draw(st.booleans()),
                 fix_hmac=draw(st.booleans()),
-                legacy_recalculate=again and keyed,
+                legacy_recalculate=bool(again) and (keyed or mac is not None),
             )
 
-        return values()
+        return values().filter(lambda value: not value.overlaps)
 
 
 class _Options:
