@@ -41,7 +41,7 @@ test-kernels: $(VENV)/.test
 
 # The same with every single device, and every test on every kernel.
 test-agree: $(VENV)/.test
-	PYTEST_DM_AGREE=every PYTEST_DM_EVERYWHERE=1 $(KERNEL_TESTS)
+	PYTEST_DM_AGREE=every PYTEST_DM_EVERYWHERE=1 $(KERNEL_TESTS) --dm-timeout=1200
 
 # A stack of 12 devices, killed at 200 moments of its life, without and with a udevd.
 test-kills: $(VENV)/.test

@@ -92,8 +92,8 @@ def create_device(
     Raises:
         SpecError: A bad argument; nothing was tried.
         DeviceBusy: The name is taken, to the end.
-        TableRejected: The kernel does not accept the table, to the end or at once for other reasons; a note tells the
-            number of tries.
+        TableRejected: The kernel does not accept the table, to the end or at once for other reasons; for one that was tried
+            again a note tells the number of tries.
     """
     validate.instance("flags", flags, CreateFlags, "CreateFlags.READONLY")
     table = targets if isinstance(targets, Table) else Table(targets)
@@ -106,8 +106,8 @@ def create_device(
                 device = Device.create(control, name, table, readonly=CreateFlags.READONLY in flags)
             except IoctlError as error:
                 if error.errno not in retry or time.monotonic() + _PAUSE > deadline:
-                    if tries > 1:
-                        error.add_note(f"tried {tries} times within {timeout:g} s")
+                    if error.errno in retry and timeout:
+                        error.add_note(f"tries within {timeout:g} s: {tries}")
                     raise
                 time.sleep(_PAUSE)
             else:
