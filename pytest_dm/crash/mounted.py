@@ -141,12 +141,20 @@ class MountedFileSystem:
         return None if self._ext is None or unreplayed else self._ext.foresee(image)
 
     def explain(self, image: Path, writes: Sequence[tuple[int, bytes]], /) -> list[str]:
-        """Say what blocks of ext2, ext3 and ext4 are for; of others nobody knows."""
-        if self.name not in ("ext2", "ext3", "ext4"):
-            return [""] * len(writes)
-        from dmcore.crash.ext import Ext  # noqa: PLC0415 - knows the layout
+        """Say what blocks of ext2, ext3, ext4, xfs and btrfs are for; of others nobody knows."""
+        if self.name in ("ext2", "ext3", "ext4"):
+            from dmcore.crash.ext import Ext  # noqa: PLC0415 - knows the layout
 
-        return Ext(self.name).explain(image, writes)
+            return Ext(self.name).explain(image, writes)
+        if self.name == "xfs":
+            from dmcore.crash import xfs_layout  # noqa: PLC0415 - knows the layout
+
+            return xfs_layout.explain(image, writes)
+        if self.name == "btrfs":
+            from dmcore.crash import btrfs_layout  # noqa: PLC0415 - knows the layout
+
+            return btrfs_layout.explain(image, writes)
+        return [""] * len(writes)
 
     @property
     def _mountpoint(self) -> Path:

@@ -7,7 +7,10 @@ import shutil
 
 from dmcore.errors import Unsupported
 
-__all__ = ["find_tool"]
+__all__ = ["C_LOCALE", "find_tool"]
+
+C_LOCALE = {**os.environ, "LC_ALL": "C"}
+"""The environment for a program whose words are read."""
 
 
 def find_tool(name: str, package: str) -> str:
