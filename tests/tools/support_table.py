@@ -95,9 +95,9 @@ def _add(kernel: dict[str, Any], name: str, value: str, owners: dict[str, str], 
         told = json.loads(value)
         kernel.update(release=told["release"], versions=told["targets"], date=date)
     elif name == "dm_read_back":
-        target, count = value.split()
+        target, count, *every = value.split()
         kernel["read_back"][target] = date
-        if int(count) >= CAMPAIGN:
+        if int(count) >= CAMPAIGN or every:
             kernel["campaigns"][target] = [int(count), date]
     elif name == "dm_lines":
         target, accepted, refused = value.split()
@@ -266,7 +266,7 @@ def _campaigns(data: Data) -> list[str]:
         "## Campaigns of generated tables",
         "",
         "`make campaign`: how many generated tables each kernel took and printed as their readback, and, of lines with a few words",
-        "changed, how many kernel and library both took + both refused. No difference was left unexplained.",
+        "changed, how many kernel and library both took + both refused. No difference was left unexplained. Below 500 there are no more.",
         "",
         f"| target | {' | '.join(short(kernel) for kernel in data)} | last run |",
         f"|---|{'---|' * len(data)}---|",

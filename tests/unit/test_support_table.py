@@ -16,7 +16,8 @@ KEPT = json.loads(DATA.read_text(encoding="utf-8"))
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite timestamp="2026-11-26T10:00:00">
 <testcase classname="tests.targets.test_x" name="test_a[uml-6.1-linear]"><properties>
 <property name="dm_seen" value="loads:linear loads:nonsense status:mirror:MirrorStatus message:Check message:Unknown"/>
-<property name="dm_read_back" value="linear 500"/><property name="dm_lines" value="linear 300 200"/>
+<property name="dm_read_back" value="linear 500"/><property name="dm_read_back" value="zero 7 all"/>
+<property name="dm_read_back" value="mirror 99"/><property name="dm_lines" value="linear 300 200"/>
 </properties></testcase>
 <testcase classname="tests.targets.test_x" name="test_b[uml-6.1]"><properties>
 <property name="dm_kernel" value='{"release": "6.1.176", "targets": {"linear": "1.4.0", "ebs": null}}'/>
@@ -46,8 +47,8 @@ def test_only_what_passed_counts(seen):
     assert seen == {
         "uml-6.1": {
             "release": "6.1.176", "date": "2026-11-26", "versions": {"linear": "1.4.0", "ebs": None},
-            "loads": ["linear", "striped"], "read_back": {"linear": "2026-11-26"}, "status": {"mirror": ["MirrorStatus"]},
-            "messages": {"raid": ["Check"]}, "models": ["striped"], "campaigns": {"linear": [500, "2026-11-26"]},
+            "loads": ["linear", "striped"], "read_back": dict.fromkeys(["linear", "zero", "mirror"], "2026-11-26"), "status": {"mirror": ["MirrorStatus"]},
+            "messages": {"raid": ["Check"]}, "models": ["striped"], "campaigns": {"linear": [500, "2026-11-26"], "zero": [7, "2026-11-26"]},
             "lines": {"linear": [300, 200, "2026-11-26"]},
         }
     }  # fmt: skip
@@ -64,7 +65,7 @@ def test_a_run_of_all_tests_replaces_what_was_seen_before_but_no_campaign(seen, 
     read(path, seen)
     (kernel,) = seen.values()
     assert (kernel["release"], kernel["loads"], kernel["models"]) == ("6.1.177", [], [])
-    assert kernel["campaigns"] == {"linear": [500, "2026-11-26"]}
+    assert kernel["campaigns"]["linear"] == [500, "2026-11-26"]
 
 
 def test_what_is_missing_is_told(seen):
