@@ -17,7 +17,7 @@ KERNEL_TESTS = $(BIN)/python tests/tools/once_more.py tests --ignore=tests/diffe
 EXAMPLES ?= 500
 TARGET ?=
 
-.PHONY: campaign differential support-table support-table-qemu demo test test-host test-kernels test-agree test-kills test-qemu test-wheel crash-campaign lint bench clean
+.PHONY: campaign differential fuzz support-table support-table-qemu demo test test-host test-kernels test-agree test-kills test-qemu test-wheel crash-campaign lint bench clean
 
 demo: $(VENV)/.demo-$(VM)
 	$(BIN)/pytest examples --dm-vm=$(VM)
@@ -84,6 +84,13 @@ crash-campaign: export PYTEST_DM_CRASH_EXAMPLES = 100
 crash-campaign: $(VENV)/.test
 	$(BIN)/pytest tests/crash/test_programs.py -m "not dm"
 	$(BIN)/pytest tests/crash -m dm --dm-vm=uml $(KERNELS:%=--dm-kernel=%) --dm-timeout=3600 -rP
+
+# What reads hostile metadata, guided by coverage (atheris): SECONDS for each format, or for FORMAT=thin only. Failing inputs are kept in .fuzz.
+SECONDS ?= 300
+FORMAT ?= thin cache era clone snapshot writecache integrity raid verity luks1 luks2 lvm2 log-writes table
+fuzz: $(VENV)/.test
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[fuzz]"
+	for format in $(FORMAT); do $(BIN)/python tests/tools/fuzz.py $$format -max_total_time=$(SECONDS) || exit 1; done
 
 test-wheel: $(VENV)/.test
 	$(BIN)/python tests/tools/check_wheel.py

@@ -1,4 +1,4 @@
-"""A store whose sectors fail when they are told to."""
+"""Stores that fail when they are told to, and damage."""
 
 from __future__ import annotations
 
@@ -54,3 +54,39 @@ class FailingStore(MemoryStore):
         if not self.flushes:
             raise OSError(self.error, "not flushed")
         super().flush()
+
+
+class BreakingStore(MemoryStore):
+    """Fails all requests of some kinds.
+
+    Attributes:
+        broken: Words: "read", "write", "flush".
+    """
+
+    broken = ""
+
+    def _check(self, what):
+        if what in self.broken:
+            raise OSError(errno.EIO, "broken")
+
+    def readinto(self, sector, buffer, flags=SYNC):
+        self._check("read")
+        super().readinto(sector, buffer, flags)
+
+    def write(self, sector, data, flags=SYNC):
+        self._check("write")
+        super().write(sector, data, flags)
+
+    def flush(self):
+        self._check("flush")
+
+
+def damage(store, offset, data):
+    """Overwrite bytes of a store, as far as it goes."""
+    first = offset // 512
+    count = min(-(-(offset + len(data)) // 512), store.sectors) - first
+    if count > 0:
+        around = store.read(first, count)
+        inside = data[: count * 512 - offset % 512]
+        around[offset % 512 : offset % 512 + len(inside)] = inside
+        store.write(first, memoryview(around))

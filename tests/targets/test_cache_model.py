@@ -8,6 +8,7 @@ import struct
 import time
 
 import pytest
+from failing import BreakingStore, damage
 from ground import check_offline
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,6 @@ from twins import twins
 from dmcore.errors import FormatError, SpecError
 from dmcore.formats.cache import SUPERBLOCK, VALID, CacheFlag, SuperBlock
 from dmcore.formats.persistent_data import BLOCK, Reader, stamp
-from dmcore.model.block import SYNC
 from dmcore.model.stores import MemoryStore
 from dmcore.model.targets._cache import CacheMetadata
 from dmcore.targets.cache import CacheStatus, Failed
@@ -28,24 +28,10 @@ BYTES = SECTORS * 512
 LENGTH = 32 * SECTORS + 8
 
 
-class _Breaking(MemoryStore):
-    broken = ""
-
-    def readinto(self, sector, buffer, flags=SYNC):
-        if "read" in self.broken:
-            raise OSError(errno.EIO, "broken")
-        super().readinto(sector, buffer, flags)
-
-    def write(self, sector, data, flags=SYNC):
-        if "write" in self.broken:
-            raise OSError(errno.EIO, "broken")
-        super().write(sector, data, flags)
-
-
 def _disks(mappings=(), *, version=1, flags=CacheFlag.CLEAN_SHUTDOWN):
     """Make disks with blocks of the origin, by place on the cache device; `c` fills the cache, `o` the origin."""
     disks = {
-        "meta": _Breaking(64 * BLOCK, word="meta"),
+        "meta": BreakingStore(64 * BLOCK, word="meta"),
         "fast": MemoryStore(8 * BYTES, word="fast"),
         "slow": MemoryStore(LENGTH * 512, word="slow"),
     }
@@ -240,9 +226,7 @@ def test_refuses_two_blocks_for_one():
 @given(st.integers(0, 12), st.integers(0, 300) | st.integers(0, BLOCK - 8), st.binary(min_size=1, max_size=8))
 def test_any_damage_ends_in_an_error_or_a_working_volume(number, at, data):
     disks = _disks({3: 5}, version=2)
-    block = disks["meta"].read(number * 8, 8)
-    block[at : at + len(data)] = data
-    disks["meta"].write(number * 8, memoryview(block))
+    damage(disks["meta"], number * BLOCK + at, data)
     try:
         volume = _open(disks)
     except (FormatError, OSError):

@@ -6,6 +6,7 @@ import errno
 import random
 
 import pytest
+from failing import BreakingStore, damage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from persistent_audit import array_blocks, audit
@@ -15,7 +16,6 @@ from dmcore.errors import FormatError
 from dmcore.formats.clone import SUPERBLOCK, SuperBlock
 from dmcore.formats.persistent_data import BLOCK, Reader, stamp
 from dmcore.model.block import FUA, SYNC
-from dmcore.model.stores import MemoryStore
 from dmcore.targets.clone import CloneStatus, Failed
 from dmcore.volume import open_volume
 
@@ -23,30 +23,9 @@ LENGTH = 100
 REGION = 8
 
 
-class _Breaking(MemoryStore):
-    """A disk whose writes, reads or flushes can fail."""
-
-    broken = ""
-
-    def _check(self, what):
-        if what in self.broken:
-            raise OSError(errno.EIO, "broken")
-
-    def readinto(self, sector, buffer, flags=SYNC):
-        self._check("read")
-        super().readinto(sector, buffer, flags)
-
-    def write(self, sector, data, flags=SYNC):
-        self._check("write")
-        super().write(sector, data, flags)
-
-    def flush(self):
-        self._check("flush")
-
-
 def _disks(metadata_blocks=64):
     disks = {
-        name: _Breaking(size * 512, word=name)
+        name: BreakingStore(size * 512, word=name)
         for name, size in (("meta", 8 * metadata_blocks), ("dest", LENGTH), ("source", LENGTH))
     }
     disks["source"].write(0, memoryview(b"s" * LENGTH * 512))
@@ -233,9 +212,7 @@ def test_refuses_damaged_metadata_and_says_what_is_wrong(at, data, words):
 def test_any_damage_ends_in_an_error_or_a_working_volume(number, at, data):
     disks = _disks()
     _open(disks).close()
-    block = disks["meta"].read(number * 8, 8)
-    block[at : at + len(data)] = data
-    disks["meta"].write(number * 8, memoryview(block))
+    damage(disks["meta"], number * BLOCK + at, data)
     try:
         volume = _open(disks)
     except FormatError:

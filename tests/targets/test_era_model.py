@@ -7,6 +7,7 @@ import random
 import subprocess
 
 import pytest
+from failing import BreakingStore, damage
 from ground import check_offline
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from twins import outcome, twins
 from dmcore.errors import FormatError
 from dmcore.formats.era import SUPERBLOCK, WRITESET, SuperBlock
 from dmcore.formats.persistent_data import BLOCK, Reader, stamp
-from dmcore.model.block import SYNC, Suspended
+from dmcore.model.block import Suspended
 from dmcore.model.stores import MemoryStore
 from dmcore.targets.era import EraStatus
 from dmcore.volume import open_volume
@@ -24,17 +25,8 @@ from dmcore.volume import open_volume
 LENGTH = 100
 
 
-class _Breaking(MemoryStore):
-    broken = False
-
-    def write(self, sector, data, flags=SYNC):
-        if self.broken:
-            raise OSError(errno.EIO, "broken")
-        super().write(sector, data, flags)
-
-
 def _disks(metadata_blocks=128):
-    return {"meta": _Breaking(metadata_blocks * BLOCK), "origin": MemoryStore(LENGTH * 512)}
+    return {"meta": BreakingStore(metadata_blocks * BLOCK), "origin": MemoryStore(LENGTH * 512)}
 
 
 def _open(disks, block=8, length=LENGTH):
@@ -173,12 +165,12 @@ def test_metadata_that_cannot_be_written_fail_writes_to_new_blocks():
     disks = _disks()
     volume = _open(disks)
     volume.write(0, b"a" * 512)
-    disks["meta"].broken = True
+    disks["meta"].broken = "write"
     volume.write(512, b"b" * 512)
     _refused(errno.EIO, lambda: volume.write(4096, b"b" * 512))
     _refused(errno.EIO, lambda: volume.message("checkpoint"))
     assert volume.status_text().endswith(" Error")
-    disks["meta"].broken = False
+    disks["meta"].broken = ""
     volume.write(4096, b"b" * 512)
     assert _eras(disks["meta"]) == {0: 1, 1: 1}
     _audit(disks["meta"])
@@ -229,9 +221,7 @@ def test_any_damage_ends_in_an_error_or_a_working_volume(number, at, data):
     with _open(disks) as volume:
         volume.write(0, b"a" * 512)
         volume.message("take_metadata_snap")
-    block = disks["meta"].read(number * 8, 8)
-    block[at : at + len(data)] = data
-    disks["meta"].write(number * 8, memoryview(block))
+    damage(disks["meta"], number * BLOCK + at, data)
     try:
         volume = _open(disks)
     except (FormatError, OSError):

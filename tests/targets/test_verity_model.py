@@ -9,6 +9,7 @@ import subprocess
 from uuid import UUID
 
 import pytest
+from failing import FailingStore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -259,20 +260,11 @@ def test_parity_repairs_as_many_lost_blocks_of_a_word_as_it_has_roots():
         assert volume.status()[0].corrupted
 
 
-class _Failing(MemoryStore):
-    bad = range(0)
-
-    def readinto(self, sector, buffer, flags=0):
-        if any(at in self.bad for at in range(sector, sector + len(buffer) // 512)):
-            raise OSError(errno.EIO, "bad sector")
-        super().readinto(sector, buffer, flags)
-
-
 def test_parity_repairs_what_cannot_be_read():
     image = _Image()
-    image.data = _Failing(len(image.content))
+    image.data = FailingStore(len(image.content) // 512)
     image.data.write(0, memoryview(image.content))
-    image.data.bad = range(16, 24)
+    image.data.unread = set(range(16, 24))
     with image.open() as volume:
         assert _failed(lambda: volume.read(8192, 4096)) == errno.EIO
         assert not volume.status()[0].corrupted

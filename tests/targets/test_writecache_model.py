@@ -8,6 +8,7 @@ import struct
 import time
 
 import pytest
+from failing import BreakingStore, damage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twins import outcome
@@ -148,21 +149,12 @@ def test_discards_forget_blocks_and_go_on_to_the_origin():
         assert disks["origin"].read(0, 32) == _fill(1) + bytes(2 * BLOCK) + _fill(1)
 
 
-class _Breaking(MemoryStore):
-    broken = False
-
-    def write(self, sector, data, flags=SYNC):
-        if self.broken:
-            raise OSError(errno.EIO, "broken")
-        super().write(sector, data, flags)
-
-
 def test_metadata_that_cannot_be_written_fail_the_target_for_good():
     disks = _disks()
-    disks["cache"] = _Breaking(9 * BLOCK)
+    disks["cache"] = BreakingStore(9 * BLOCK)
     volume = _open(disks)
     volume.write(0, _fill(1))
-    disks["cache"].broken = True
+    disks["cache"].broken = "write"
     for request in (
         volume.flush,
         volume.flush,
@@ -179,14 +171,14 @@ def test_metadata_that_cannot_be_written_fail_the_target_for_good():
 
 def test_an_origin_that_fails_keeps_its_blocks_in_the_cache():
     disks = _disks()
-    disks["origin"] = _Breaking(256 * 512)
+    disks["origin"] = BreakingStore(256 * 512)
     volume = _open(disks)
     volume.write(0, _fill(1))
-    disks["origin"].broken = True
+    disks["origin"].broken = "write"
     with pytest.raises(OSError):
         volume.message("flush")
     assert (_status(volume).error, _status(volume).free) == (True, 7)
-    disks["origin"].broken = False
+    disks["origin"].broken = ""
     with _open(disks) as after:
         assert after.read(0, BLOCK) == _fill(1)
         after.message("flush")
@@ -218,9 +210,7 @@ def test_refuses_damaged_metadata_and_says_what_is_wrong(offset, data, words):
     disks = _disks()
     with _open(disks) as volume:
         volume.write(0, _fill(1))
-    head = disks["cache"].read(0, 8)
-    head[offset : offset + len(data)] = data
-    disks["cache"].write(0, memoryview(head))
+    damage(disks["cache"], offset, data)
     with pytest.raises(FormatError, match=words):
         _open(disks)
 

@@ -10,10 +10,11 @@ import pytest
 from cryptography.hazmat.decrepit.ciphers import algorithms as decrepit
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from failing import FailingStore
 
 from dmcore import open_volume
 from dmcore.errors import KeyMissing, SpecError, Unsupported
-from dmcore.model.block import SYNC, fault
+from dmcore.model.block import SYNC
 from dmcore.model.stores import MemoryStore
 
 KEY = bytes(range(7, 135))
@@ -345,17 +346,10 @@ def test_discards_pass_only_if_allowed_and_read_as_noise():
         assert volume.read(0, 1024) == bytes(1024)
 
 
-class _Failing(MemoryStore):
-    """A disk whose sector 3 is bad."""
-
-    def write(self, sector, data, flags=SYNC):
-        if sector <= 3 < sector + len(data) // 512:
-            raise fault(errno.ENOSPC)
-        super().write(sector, data, flags)
-
-
 def test_failures_below_come_through():
-    with open_volume(_table("aes-xts-plain64", KEY[:64]), {"disk": _Failing(1 << 20)}) as volume:
+    disk = FailingStore(2048)
+    disk.unwritten, disk.error = {3}, errno.ENOSPC
+    with open_volume(_table("aes-xts-plain64", KEY[:64]), {"disk": disk}) as volume:
         assert _outcome(volume.write, 0, DATA) == errno.ENOSPC
         assert _outcome(volume.write, 2048, DATA[2048:]) in {None, ""}
 

@@ -6,11 +6,11 @@ import errno
 import struct
 
 import pytest
+from failing import BreakingStore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dmcore.errors import DmError, FormatError, SpecError
-from dmcore.model.block import SYNC
 from dmcore.model.stores import MemoryStore
 from dmcore.table import Table
 from dmcore.targets.snapshot import SnapshotState
@@ -20,23 +20,9 @@ LENGTH = 100
 CHUNK = 8
 
 
-class _Breaking(MemoryStore):
-    broken = ""
-
-    def readinto(self, sector, buffer, flags=SYNC):
-        if "read" in self.broken:
-            raise OSError(errno.EIO, "broken")
-        super().readinto(sector, buffer, flags)
-
-    def write(self, sector, data, flags=SYNC):
-        if "write" in self.broken:
-            raise OSError(errno.EIO, "broken")
-        super().write(sector, data, flags)
-
-
 def _disks(cow=200, **more):
     sizes = {"base": LENGTH, "cow": cow, **more}
-    disks = {name: _Breaking(size * 512, word=name) for name, size in sizes.items()}
+    disks = {name: BreakingStore(size * 512, word=name) for name, size in sizes.items()}
     disks["base"].write(0, memoryview(b"o" * LENGTH * 512))
     return disks
 
@@ -131,7 +117,7 @@ def test_a_chunk_that_cannot_be_copied_makes_it_invalid(disk, kind):
 
 def test_discards_zero_chunks_that_are_held_and_go_to_the_origin_if_asked():
     disks = _disks(cow=4096, chunk=0)
-    disks["base"] = _Breaking(2048 * 512, word="base")
+    disks["base"] = BreakingStore(2048 * 512, word="base")
     disks["base"].write(0, memoryview(b"o" * 2048 * 512))
     text = "0 2048 snapshot base cow P 512 1 discard_zeroes_cow"
     with open_volume(text, disks) as snap:

@@ -8,6 +8,7 @@ import shutil
 import struct
 
 import pytest
+from failing import BreakingStore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,18 +26,9 @@ DATA = 20
 BYTES = BLOCK * 512
 
 
-class _Breaking(MemoryStore):
-    broken = ""
-
-    def write(self, sector, data, flags=SYNC):
-        if "write" in self.broken:
-            raise OSError(errno.EIO, "broken")
-        super().write(sector, data, flags)
-
-
 def _disks(blocks=DATA, metadata=256, **more):
     sizes = {"meta": 8 * metadata, "data": BLOCK * blocks, **more}
-    return {name: _Breaking(size * 512, word=name) for name, size in sizes.items()}
+    return {name: BreakingStore(size * 512, word=name) for name, size in sizes.items()}
 
 
 def _pool(disks, options="", blocks=DATA, low=0):

@@ -244,10 +244,12 @@ def _parse_2(read: Callable[[int, int], bytes], size: int) -> LuksHeader:
             good.append(_copy(read, offset, raw, size))
         except FormatError as error:
             why = why or error
-    if not good:
-        raise why or FormatError("there is no LUKS header", 0)
-    best = max(good, key=lambda copy: copy.sequence)
-    return _Json(best).header()
+    for copy in sorted(good, key=lambda copy: -copy.sequence):
+        try:
+            return _Json(copy).header()
+        except FormatError as error:
+            why = why or error
+    raise why or FormatError("there is no LUKS header", 0)
 
 
 def _copy(read: Callable[[int, int], bytes], offset: int, raw: bytes, size: int) -> _Copy:

@@ -92,7 +92,13 @@ class References:
         self._dirty.add(number // PER_BITMAP)
 
     def take(self, number: int) -> None:
-        """Count one more reference to a block."""
+        """Count one more reference to a block.
+
+        Raises:
+            FormatError: There is no such block.
+        """
+        if number >= self.blocks:
+            raise FormatError(f"block {number} is referred to, and there are only {self.blocks}", 0)
         count = self.count(number)
         if not count:
             self._used += 1

@@ -82,7 +82,7 @@ class Cipher:
             found = cls(f"essiv({found.name},{found.iv_options})", found.keys, found.iv, found.iv_options)
         if found.iv is not None and found.iv not in IVS and not found.name.startswith("ecb("):
             raise SpecError("cipher", text, f"{found.iv!r} is none of {', '.join(IVS)}")
-        if len(found.name.encode()) > _MOST_NAME:
+        if len(found.name.encode("utf-8", "surrogateescape")) > _MOST_NAME:
             raise SpecError("cipher", text, f"names an algorithm of more than {_MOST_NAME} bytes")
         return found
 
