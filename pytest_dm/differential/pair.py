@@ -123,6 +123,8 @@ class Session:
             if not self.refused:
                 self._sides: tuple[Side, Side] = (self._kernel, self._model)
                 self._compare_shapes()
+                if self._settles:
+                    self._both_settle()
             else:
                 self._kernel.close()
         except BaseException:
