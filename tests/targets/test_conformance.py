@@ -32,8 +32,7 @@ from dmcore.target import NO_FEATURES, Features, Requirement, Space, Target
 ROOT = Path(__file__).parents[2]
 ALL = frozenset(name for kind in targets().values() for name in kind.features)
 REFS = {Ref("7:0"): 4096, Ref("7:1"): 2048}
-SIZES = (1, 2, 7, 24, 64, 1000, 1024)
-LENGTHS = st.sampled_from(SIZES)
+LENGTHS = st.sampled_from([1, 2, 7, 24, 64, 1000, 1024])
 
 each = pytest.mark.parametrize("kind", targets().values(), ids=targets())
 # zoned and vdo want devices that were formatted: their own tests load the few values that such devices take.
@@ -219,7 +218,8 @@ def test_the_kernel_takes_every_value_and_prints_its_readback(lab, kind, record_
             count += 1
 
         check()
-    every = " all" if count == len(SIZES) < CAMPAIGN else ""  # without parameters there are no more
+    # With few parameters or none hypothesis stops when it has drawn all.
+    every = " all" if count < 100 <= CAMPAIGN else ""
     record_property("dm_read_back", f"{kind.kernel_name} {count}{every}")
 
 
