@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dmcore.cli import main
+
 SCRIPT = "import sys; from dmcore.cli import main; sys.exit(main())"
 
 
@@ -115,9 +117,11 @@ def test_info_tells_size_tables_and_status(files):
         (["--message-to", "top", "x", "y"], "dmcore: message-to='x': the sector must be a number"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(files, words, said):
-    status, out, error = _run(files, "info", *words)
-    assert (status, out, error) == (1, b"", said + "\n")
+def test_options_that_do_not_fit_are_refused(files, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(files)
+    line = ["volume", "info", "--table", "table", "--device", "a=a", "--device", "b=b", *words]
+    assert main(line) == 1
+    assert capsys.readouterr() == ("", said + "\n")
 
 
 def _verity(folder, data, *words):

@@ -43,7 +43,7 @@ def test_any_damage_ends_in_an_error_that_is_told_of_or_in_a_working_volume(name
     hostile.image(name)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    @settings(max_examples=6, deadline=None, database=None)
+    @settings(max_examples=4, deadline=None, database=None)
     @given(INSTRUCTIONS)
     def check(instructions):
         begun = time.thread_time()
