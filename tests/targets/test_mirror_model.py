@@ -10,7 +10,19 @@ from dmcore.model.stores import MemoryStore
 from dmcore.targets.mirror import DiskLog, Sync
 from dmcore.volume import open_volume
 from pytest_dm.differential.setup import Disk
-from pytest_dm.differential.steps import Discard, Flush, Read, Reload, Resume, Settle, Status, Suspend, Write
+from pytest_dm.differential.steps import (
+    Discard,
+    Fail,
+    Flush,
+    Heal,
+    Read,
+    Reload,
+    Resume,
+    Settle,
+    Status,
+    Suspend,
+    Write,
+)
 
 pytestmark = pytest.mark.dm
 LENGTH = 100
@@ -35,6 +47,15 @@ def test_copies_and_logs_are_the_same_on_a_kernel(dm_pair, log):
         Discard(16, 24), Reload(), Settle(), Status(), Read(0, LENGTH),
     ]  # fmt: skip
     dm_pair.run(f"top: 0 {LENGTH} mirror {log} {LEGS} 1 handle_errors", script, disks=DISKS)
+
+
+@pytest.mark.parametrize("features", ["", "2 handle_errors keep_log"])
+def test_legs_that_fail(dm_pair, features):
+    script = [
+        Fail("b", 10, 2), Write(0, 8), Status(), Read(0, 8), Heal("b"), Write(1, 4, seed=2), Write(20, 4), Status(),
+        Fail("a", 21, 1), Read(20, 4), Status(), Read(0, 8), Write(40, 3), Status(),
+    ]  # fmt: skip
+    dm_pair.run(f"top: 0 {LENGTH} mirror core 2 8 nosync 2 a 0 b 8 {features}", script, disks=DISKS)
 
 
 def test_the_kernels_log_is_the_models(lab, below):

@@ -250,6 +250,9 @@ def test_legs_that_cannot_be_flushed_make_the_log_believe_nothing(below):
         below.legs[1].flushes = False
         volume.settle()
         assert letters(volume) == "AF"
+        below.legs[1].flushes = True
+        volume.write(20 * 512, b"w" * 512)
+        volume.settle()
     assert below.log.read(2, 1)[:8] == bytes(8)
 
 
