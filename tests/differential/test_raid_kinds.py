@@ -12,6 +12,7 @@ pytestmark = pytest.mark.dm
 SHAPES = [
     *[Shape(kind, count) for kind in RaidType if kind.parity for count in (kind.parity + 2, kind.parity + 3)],
     Shape(RaidType.RAID0, 2, "16"),
+    Shape(RaidType.RAID0, 3),
     Shape(RaidType.RAID1, 3, "0 write_mostly 0"),
     Shape(RaidType.RAID5_LS, 3, "32 region_size 64"),
     *[

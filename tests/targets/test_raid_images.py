@@ -13,9 +13,7 @@ pytestmark = pytest.mark.dm
 @pytest.mark.parametrize(
     "shape",
     [
-        Shape(RaidType.RAID0, 3),
         Shape(RaidType.RAID1, 2, "0"),
-        Shape(RaidType.RAID5_LS, 3),
         Shape(RaidType.RAID6_ZR, 4),
         Shape(RaidType.RAID10, 4),
     ],
