@@ -213,7 +213,7 @@ def memory(folder: Path, gigabytes: float = 2) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--states", type=int, default=600)
+    parser.add_argument("--states", type=int, default=2000)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
