@@ -80,7 +80,7 @@ def test_random_writes_on_zones(lab, disk, record_property):
         (line,) = device.table().lines
         assert (line.length, line.target) == (length, Zoned(devices=(_number(disk),)))
         record_property("dm_read_back", "zoned 1")
-        assert device.status() == [ZonedStatus(16, Zones(0, 0), (Zones(4, 4),), (Zones(10, 10),))]
+        assert device.status() == [ZonedStatus(16, Zones(0, 0), (Zones(4, 4),), (Zones(8, 8),))]
         for at in (5, 3, 2 * ZONE + 7, 3):
             file.write(at * BLOCK, bytes([at % 251]) * BLOCK)
         file.flush()
@@ -105,7 +105,7 @@ def test_a_regular_device_in_front(lab, disk, tmp_path):
         value = Zoned(devices=(cache.ref, Ref(str(disk))))
         with lab.open(value, 19 * ZONE * 8) as (device, file):
             assert device.status() == [
-                ZonedStatus(24, Zones(6, 6), (Zones(0, 0), Zones(5, 5)), (Zones(0, 0), Zones(10, 10)))
+                ZonedStatus(24, Zones(6, 6), (Zones(0, 0), Zones(5, 5)), (Zones(0, 0), Zones(8, 8)))
             ]
             file.write(0, b"x" * BLOCK)
             (status,) = device.status()
@@ -115,12 +115,9 @@ def test_a_regular_device_in_front(lab, disk, tmp_path):
 
 
 @pytest.mark.dm
-def test_what_is_not_formatted_or_not_zoned_is_refused(lab, disk):
-    for devices, number in (
-        ((Ref(str(disk)),), errno.EIO),
-        ((lab.refs[0],), errno.EINVAL),
-        ((Ref(str(disk)), lab.refs[0]), errno.EINVAL),
-    ):
+def test_devices_that_are_not_zoned_or_in_another_order_are_refused(lab, disk):
+    """A zoned device that was never formatted is not tried: that takes kernels down (docs/explanation/kernel-findings.md)."""
+    for devices in ((lab.refs[0],), (Ref(str(disk)), lab.refs[0]), (Ref(str(disk)), Ref(str(disk)))):
         with pytest.raises(TableRejected) as caught, lab.device(Zoned(devices=devices), 12 * ZONE * 8):
             pass
-        assert caught.value.errno in {number, errno.ENXIO}
+        assert caught.value.errno == errno.EINVAL
