@@ -5,6 +5,7 @@ Imported by those who use it; hypothesis comes in when a strategy is made.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from dmcore.errors import SpecError
@@ -25,9 +26,23 @@ if TYPE_CHECKING:
 
     from dmcore.ref import Ref
     from dmcore.target import Features, Target
+    from pytest_dm.differential.rule import Rule
     from pytest_dm.differential.steps import Step
 
-__all__ = ["MAX_LAYERS", "layers", "scripts", "setups", "stacks", "tables", "targets"]
+__all__ = [
+    "MAX_LAYERS",
+    "failures",
+    "layers",
+    "messages",
+    "reloads",
+    "requests",
+    "rules_of",
+    "scripts",
+    "setups",
+    "stacks",
+    "tables",
+    "targets",
+]
 
 MAX_LAYERS = 4
 """Most layers of a stack that `stacks` draws."""
@@ -108,7 +123,8 @@ def setups(kind: str, *, features: Features = NO_FEATURES) -> SearchStrategy[Set
         length = draw(st.sampled_from(rule.lengths))
         room = Room(draw, length, features, disks)
         line = Line(0, length, rule.draw(draw, room))
-        return Setup(Stack({"top": Table([line])}), disks)
+        faces = (*room.faces, "top") if room.faces else ()
+        return _used({**room.tables, "top": Table([line])}, disks, faces)
 
     return drawn()
 
@@ -141,11 +157,21 @@ def stacks(
             room = Room(draw, length, features, disks, below)
             label = f"layer{number + 1}"
             made[label] = Table([Line(0, length, rule.draw(draw, room))])
+            assert not room.tables, f"{name} wants devices of its own: no layer"
             below.clear()
             below[label] = size = length
-        return Setup(Stack(made), disks)
+        return _used(made, disks)
 
     return drawn()
+
+
+def _used(tables: Mapping[str, Table], disks: Mapping[str, Disk], faces: tuple[str, ...] = ()) -> Setup:
+    """Return a setup of what the topmost table and the faces stand on, and serve; the rest was drawn for nothing."""
+    whole = Stack(tables)
+    wanted = {name for face in (*faces, whole.top) for name in whole.needed(face)}
+    stack = Stack({name: table for name, table in tables.items() if name in wanted})
+    named = {ref.name for ref in stack.outside()}
+    return Setup(stack, {name: disk for name, disk in disks.items() if name in named}, faces)
 
 
 def scripts(
@@ -161,54 +187,111 @@ def scripts(
     """
     from hypothesis import strategies as st
 
-    choices = list(_requests(setup))
-    rules = [rule_for(line.target.kernel_type) for table in setup.stack.tables.values() for line in table.lines
-             if line.target.kernel_type in ruled()]  # fmt: skip
+    rules = rules_of(setup)
+    choices = [request for face in setup.asked for request in requests(setup, face)]
+    said = messages(setup)
+    paused: list[SearchStrategy[list[Step]]] = []
     if all(rule.suspends for rule in rules):
-        top = st.just(setup.stack.top)
-        choices += [
-            st.builds(steps.Suspend, st.booleans(), top),
-            st.builds(steps.Resume, top),
-            st.builds(steps.Reload, st.just(""), top),
-        ]
-    if setup.disks and (all(rule.fails for rule in rules) if faults is None else faults):
-        choices += [_faults(setup)]
-    choices += [found for found in [_messages(setup), extra] if found is not None]
+        choices.append(reloads(setup))
+        paused.append(_pause(setup, said))
+    failing = failures(setup) if faults or (faults is None and all(rule.fails for rule in rules)) else None
+    choices += [found for found in [failing, said, extra] if found is not None]
     choices.append(st.just(steps.Status()))
-    return st.lists(st.one_of(choices), min_size=1, max_size=most)
+    single = st.one_of(choices).map(_alone)
+    parts = st.lists(st.one_of([*[single] * 7, *paused]), min_size=1, max_size=most)
+    before = _prelude(setup)
+    first = st.sampled_from([before, before, []]) if before else st.just(before)
+    return st.builds(_joined, first, parts)
 
 
-def _requests(setup: Setup) -> list[SearchStrategy[Step]]:
+def _alone(step: Step) -> list[Step]:
+    return [step]
+
+
+def _joined(first: list[Step], parts: list[list[Step]]) -> list[Step]:
+    return [*first, *chain.from_iterable(parts)]
+
+
+def _pause(setup: Setup, said: SearchStrategy[Step] | None) -> SearchStrategy[list[Step]]:
+    """Draw a suspend and a resume of the topmost device, with messages in between: all else would wait for the resume."""
     from hypothesis import strategies as st
 
-    length = setup.stack.tables[setup.stack.top].length
+    top = setup.stack.top
+    nothing: list[Step] = []
+    between = st.just(nothing) if said is None else st.lists(said, max_size=2)
+
+    def paused(noflush: bool, found: list[Step]) -> list[Step]:  # noqa: FBT001 - drawn
+        return [steps.Suspend(noflush, top), *found, steps.Resume(top)]
+
+    return st.builds(paused, st.booleans(), between)
+
+
+def rules_of(setup: Setup) -> list[Rule]:
+    """Return the rule of every target of a stack that has one."""
+    targets = [line.target for table in setup.stack.tables.values() for line in table.lines]
+    return [rule_for(target.kernel_type) for target in targets if target.kernel_type in ruled()]
+
+
+def _prelude(setup: Setup) -> list[Step]:
+    line = setup.stack.tables[setup.stack.top].lines[0]
+    kind = line.target.kernel_type
+    return list(rule_for(kind).prelude(line.target, line.length)) if kind in ruled() else []
+
+
+def requests(setup: Setup, face: str, kind: type[object] = object) -> list[SearchStrategy[Step]]:
+    """Return strategies for requests to a device of a stack, of one kind of step or all that its targets take."""
+    from hypothesis import strategies as st
+
+    rules = rules_of(setup)
+    length = setup.stack.tables[face].length
+    on = st.just(face)
     sector = st.integers(0, length - 1)
     count = st.integers(1, min(length, 256))
-    write = st.builds(steps.Write, sector, count, st.integers(0, 50), st.sampled_from([False, False, True]))
-    read = st.builds(steps.Read, sector, count)
-    return [
-        read,
-        st.builds(steps.Read, st.just(0), st.just(min(length, 2048))),
-        write,
-        write,
-        st.builds(steps.Flush),
-        st.builds(steps.Discard, sector, count),
-        st.builds(steps.ZeroOut, sector, count),
+    durable = st.sampled_from([False, False, True])
+    write = st.builds(steps.Write, sector, count, st.integers(0, 50), durable, on)
+    found: list[tuple[type[object], SearchStrategy[Step]]] = [
+        (steps.Read, st.builds(steps.Read, sector, count, on)),
+        (steps.Read, st.builds(steps.Read, st.just(0), st.just(min(length, 2048)), on)),
+        (steps.Flush, st.builds(steps.Flush, on)),
     ]
+    if all(rule.writes for rule in rules):
+        zero = st.builds(steps.ZeroOut, sector, count, on)
+        found += [(steps.Write, write), (steps.Write, write), (steps.ZeroOut, zero)]
+        if all(rule.discards for rule in rules):
+            found.append((steps.Discard, st.builds(steps.Discard, sector, count, on)))
+    return [strategy for of, strategy in found if issubclass(of, kind)]
 
 
-def _faults(setup: Setup) -> SearchStrategy[Step]:
+def reloads(setup: Setup) -> SearchStrategy[Step]:
+    """Draw reloads of a stack's topmost device: the same table, or one that its target's rule knows."""
+    from hypothesis import strategies as st
+
+    top = setup.stack.top
+    texts: SearchStrategy[str] = st.just("")
+    lines = setup.stack.tables[top].lines
+    kind, length = lines[0].target.kernel_type, lines[0].length
+    if len(lines) == 1 and kind in ruled():
+        others = rule_for(kind).reloads(lines[0].target, length)
+        if others is not None:
+            texts |= others.map(lambda target: str(Table.of(target, length)))
+    return st.builds(steps.Reload, texts, st.just(top))
+
+
+def failures(setup: Setup) -> SearchStrategy[Step] | None:
+    """Draw disks of a stack that fail, and heal; None if all of them are solid."""
     from hypothesis import strategies as st
 
     def failing(name: str) -> SearchStrategy[Step]:
         size = setup.disks[name].sectors
         return st.builds(steps.Fail, st.just(name), st.integers(0, size - 1), st.integers(1, size))
 
-    disk = st.sampled_from(sorted(setup.disks))
-    return disk.flatmap(failing) | st.builds(steps.Heal, disk)
+    names = sorted(name for name, disk in setup.disks.items() if not disk.solid)
+    disk = st.sampled_from(names)
+    return disk.flatmap(failing) | st.builds(steps.Heal, disk) if names else None
 
 
-def _messages(setup: Setup) -> SearchStrategy[Step] | None:
+def messages(setup: Setup) -> SearchStrategy[Step] | None:
+    """Draw messages to the targets of a stack; None if none takes any."""
     from hypothesis import strategies as st
 
     found: list[SearchStrategy[Step]] = []

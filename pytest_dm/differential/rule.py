@@ -13,17 +13,25 @@ from typing import TYPE_CHECKING
 from dmcore.errors import Unsupported
 from dmcore.ref import Ref
 from dmcore.registry import find
+from dmcore.table import Table
 from dmcore.target import Space
 from pytest_dm.differential.setup import Disk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from hypothesis.strategies import DrawFn, SearchStrategy
 
+    from dmcore.model.stores import MemoryStore
     from dmcore.target import Features, Target
+    from pytest_dm.differential.steps import Step
 
-__all__ = ["Room", "Rule", "rule_for", "ruled"]
+__all__ = ["Room", "Rule", "patches", "rule_for", "ruled"]
+
+
+def patches(store: MemoryStore) -> tuple[tuple[int, bytes], ...]:
+    """Return what a store holds besides zeros, as a disk's patches."""
+    return tuple((first, bytes(store.read(first, count))) for first, count in store.data_extents())
 
 
 class Room:
@@ -34,6 +42,8 @@ class Room:
         features: Of the kernel.
         disks: The disks of the setup so far, by name; `disk` and `data` add to them.
         below: Devices of the layers below that nothing stands on yet, with their sectors.
+        tables: Tables that the line wants beside its own, by name; `device` adds to them.
+        faces: Those of them that scripts read and write as well.
     """
 
     def __init__(
@@ -49,11 +59,23 @@ class Room:
         self.features = features
         self.disks = disks
         self.below = {} if below is None else below
+        self.tables: dict[str, Table] = {}
+        self.faces: list[str] = []
 
-    def disk(self, sectors: int, *, seed: int = 0, patches: Iterable[tuple[int, bytes]] = ()) -> Ref:
-        """Add a disk of `sectors`, of zeros unless said otherwise: for metadata."""
+    def disk(
+        self, sectors: int, *, seed: int = 0, patches: Iterable[tuple[int, bytes]] = (), solid: bool = True
+    ) -> Ref:
+        """Add a disk of `sectors`, of zeros and never failing unless said otherwise: for metadata."""
         name = f"disk{len(self.disks)}"
-        self.disks[name] = Disk(sectors, seed, tuple(patches))
+        self.disks[name] = Disk(sectors, seed, tuple(patches), solid)
+        return Ref(name)
+
+    def device(self, target: Target, length: int, *, face: bool = False) -> Ref:
+        """Add a device with a line of its own beside or below this one; `face`: scripts read and write it."""
+        name = f"{target.kernel_type}{len(self.tables) + 1}"
+        self.tables[name] = Table.of(target, length)
+        if face:
+            self.faces.append(name)
         return Ref(name)
 
     def data(self, sectors: int) -> Ref:
@@ -65,7 +87,7 @@ class Room:
         from hypothesis import strategies as st
 
         spare = self._draw(st.sampled_from([0, 0, 1, 8, 37]))
-        return self.disk(sectors + spare, seed=200 + len(self.disks))
+        return self.disk(sectors + spare, seed=200 + len(self.disks), solid=False)
 
     def space(self, devices: int = 2, spare: int = 64) -> Space:
         """Return what `Target.strategy` wants: layers below and fresh disks, each `spare` sectors larger than the line."""
@@ -74,7 +96,9 @@ class Room:
         for ref in refs:
             del self.below[ref.name]
         while len(refs) < devices:
-            refs[self.disk(self.length + spare, seed=200 + len(self.disks))] = self.length + spare
+            refs[self.disk(self.length + spare, seed=200 + len(self.disks), solid=False)] = (
+                self.length + spare
+            )
         return Space(refs, self.length, self.features)
 
 
@@ -84,11 +108,13 @@ class Rule:
     Attributes:
         kernel_name: The target's.
         lengths: Sectors that a line may have.
-        fails: Disks may fail under it, and what then happens is the same each time.
+        fails: Disks may fail under it, but for solid ones, and what then happens is the same each time.
         settles: It works in the background: scripts wait for it after each step.
         layer: It may stand in a stack of other targets: above them, and below them.
+        writes: Scripts write, zero and discard on it.
         discards: Scripts discard on it.
         suspends: Scripts suspend, resume and reload it.
+        talks_suspended: It answers status and messages while it is suspended.
     """
 
     kernel_name: str = ""
@@ -96,8 +122,10 @@ class Rule:
     fails: bool = True
     settles: bool = False
     layer: bool = True
+    writes: bool = True
     discards: bool = True
     suspends: bool = True
+    talks_suspended: bool = True
 
     @property
     def kind(self) -> type[Target]:
@@ -110,8 +138,18 @@ class Rule:
         """Draw a line's target, and add the disks that it wants to the room."""
         return draw(self.kind.strategy(room.space()))
 
+    def prelude(self, target: Target, length: int) -> Sequence[Step]:
+        """Return steps on the topmost device without which a script would meet little: those that give it a content."""
+        del target, length
+        return ()
+
     def messages(self, target: Target, length: int) -> SearchStrategy[str] | None:
         """Return a strategy for messages, wrong ones too; None for a target that takes none."""
+        del target, length
+        return None
+
+    def reloads(self, target: Target, length: int) -> SearchStrategy[Target] | None:
+        """Return a strategy for what a script may load in its place, refused values too; None: only the same again."""
         del target, length
         return None
 
@@ -123,10 +161,15 @@ class Rule:
         """Return the TABLE text likewise."""
         return text
 
-    def hidden(self, target: Target, disks: dict[str, Disk]) -> Iterable[tuple[str, int, int]]:
-        """Yield `(disk, first byte, bytes)` that cannot be compared on the disks."""
-        del target, disks
+    def hidden(self, target: Target, disks: dict[str, Disk], status: str) -> Iterable[tuple[str, int, int]]:
+        """Yield `(disk, first byte, bytes)` that cannot be compared on the disks; `status`: the last INFO text of the line."""
+        del target, disks, status
         return ()
+
+    def facts(self, target: Target, disks: dict[str, MemoryStore], length: int) -> object:
+        """Return what the disks' bytes mean where they themselves cannot be compared: equal on both sides, printable."""
+        del target, disks, length
+        return None
 
     def settled(self, text: str) -> bool:
         """Whether an INFO text says that the work in the background is done."""

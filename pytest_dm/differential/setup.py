@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dmcore.errors import SpecError
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["Disk", "Setup"]
 
 
+@lru_cache(maxsize=16)
+def _filled(seed: int, sectors: int) -> bytes:
+    return pattern(seed, 0, sectors)
+
+
 @dataclass(frozen=True, slots=True)
 class Disk:
     """A disk below a stack, and its first content.
@@ -24,15 +30,17 @@ class Disk:
         sectors: Its size.
         seed: Of the `pattern` that it holds; 0 for zeros.
         patches: `(first sector, bytes)` laid over that: metadata which a target wants to find.
+        solid: Drawn scripts do not let it fail.
     """
 
     sectors: int
     seed: int = 0
     patches: tuple[tuple[int, bytes], ...] = field(default=(), repr=False)
+    solid: bool = False
 
     def content(self) -> bytearray:
         """Return all its bytes."""
-        data = bytearray(pattern(self.seed, 0, self.sectors))
+        data = bytearray(_filled(self.seed, self.sectors))
         for sector, patch in self.patches:
             end = sector * SECTOR + len(patch)
             if end > len(data):
@@ -48,10 +56,12 @@ class Setup:
     Attributes:
         stack: The tables; what they name and the stack does not hold must be among `disks`.
         disks: By the names that the tables use.
+        faces: The devices that drawn scripts read and write; () for the topmost alone.
     """
 
     stack: Stack
     disks: Mapping[str, Disk]
+    faces: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for ref in self.stack.outside():
@@ -68,6 +78,11 @@ class Setup:
             for number, (name, disk) in enumerate(disks.items())
         }
         return cls(Stack.parse(text), made)
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Names of the devices that drawn scripts read and write, the topmost included."""
+        return self.faces or (self.stack.top,)
 
     def __str__(self) -> str:
         disks = [

@@ -214,6 +214,7 @@ class KernelSide:
         self._sizes = sizes
         self._words = words
         self.devices: dict[str, Device] = {}
+        self._readonly: set[str] = set()
         self._files: dict[tuple[str, bool], BlockFile] = {}
 
     def add(self, name: str, table: Table) -> None:
@@ -221,12 +222,15 @@ class KernelSide:
         label, uuid = self._runtime.owner.name("pair")
         device = Device.create(self._runtime.control, label, table, uuid=uuid, devices=self._words)
         self.devices[name] = device
+        if table.readonly:
+            self._readonly.add(name)
         self._words[name] = device.ref.name
 
     def _file(self, on: str, *, synchronous: bool = False) -> BlockFile:
         key = (on, synchronous)
         if key not in self._files:
-            self._files[key] = BlockFile(self.devices[on].path, synchronous=synchronous)
+            path, readonly = self.devices[on].path, on in self._readonly
+            self._files[key] = BlockFile(path, readonly=readonly, synchronous=synchronous)
         return self._files[key]
 
     def _close_files(self) -> None:

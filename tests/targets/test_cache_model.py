@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import random
-import struct
 import time
 
 import pytest
@@ -16,7 +15,7 @@ from persistent_audit import array_blocks, audit
 from twins import twins
 
 from dmcore.errors import FormatError, SpecError
-from dmcore.formats.cache import SUPERBLOCK, VALID, CacheFlag, SuperBlock
+from dmcore.formats.cache import SUPERBLOCK, CacheFlag, SuperBlock
 from dmcore.formats.persistent_data import BLOCK, Reader, stamp
 from dmcore.model.stores import MemoryStore
 from dmcore.model.targets._cache import CacheMetadata
@@ -39,9 +38,7 @@ def _disks(mappings=(), *, version=1, flags=CacheFlag.CLEAN_SHUTDOWN):
     disks["slow"].write(0, memoryview(b"o" * LENGTH * 512))
     _open(disks, "1 metadata2" if version == 2 else "0").close()
     metadata = CacheMetadata(disks["meta"], SECTORS, version)
-    for cblock, oblock in dict(mappings).items():
-        struct.pack_into("<Q", metadata._mappings.data, 8 * cblock, oblock << 16 | VALID)
-        metadata._mappings.touch(cblock)
+    metadata.place(dict(mappings))
     metadata.commit(
         clean=bool(flags & CacheFlag.CLEAN_SHUTDOWN), needs_check=bool(flags & CacheFlag.NEEDS_CHECK)
     )

@@ -18,6 +18,7 @@ __all__ = ["RULE"]
 
 class _Multipath(Rule):
     layer = False  # several requests under way choose otherwise than one after the other
+    discards = False  # one that is cut in two is such
 
     def draw(self, draw: DrawFn, room: Room) -> Multipath:
         """Draw groups of one path.

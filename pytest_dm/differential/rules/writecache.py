@@ -46,8 +46,9 @@ class _Writecache(Rule):
         del target, length
         return st.sampled_from(["flush", "FLUSH", "flush_on_suspend", "clear_stats", "nonsense", "flush now"])
 
-    def hidden(self, target: Target, disks: dict[str, Disk]) -> Iterable[tuple[str, int, int]]:
+    def hidden(self, target: Target, disks: dict[str, Disk], status: str) -> Iterable[tuple[str, int, int]]:
         """Hide what pads the entries to a whole block: whatever the kernel's memory held."""
+        del status
         assert isinstance(target, Writecache)
         blocks = layout.most_blocks(disks[target.cache.name].sectors * 512, target.block_size)
         first = layout.SUPER_BYTES + blocks * layout.ENTRY.size

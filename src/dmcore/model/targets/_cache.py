@@ -19,7 +19,7 @@ from dmcore.formats.persistent_data import Disk, Reader, SpaceMapRoot
 from dmcore.formats.persistent_writer import Array, Bitset, Metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["CacheMetadata"]
 
@@ -127,6 +127,13 @@ class CacheMetadata:
             if value & VALID:
                 marked = self._dirty.test(cblock) if self._dirty is not None else bool(value & DIRTY)
                 yield cblock, value >> FLAG_BITS, marked or not self.clean
+
+    def place(self, blocks: Mapping[int, int]) -> None:
+        """Record which block of the origin a block of the cache device holds, by the latter."""
+        for cblock, oblock in blocks.items():
+            _MAPPING.pack_into(self._mappings.data, cblock * _MAPPING.size, oblock << FLAG_BITS | VALID)
+            self._mappings.touch(cblock)
+        self.changed = True
 
     def remove(self, cblock: int) -> None:
         """Forget what a block of the cache device is for."""

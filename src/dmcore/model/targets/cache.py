@@ -103,7 +103,6 @@ class _Cache(ModelTarget[Cache]):
     def _load(self) -> None:
         """Read mappings and discards (cache_preresume)."""
         self._metadata = metadata = self._open()
-        self._read_statistics()
         if self.target.mode is CacheMode.PASSTHROUGH and not metadata.clean:
             raise fault(errno.EINVAL)
         where: dict[int, int] = {}

@@ -58,7 +58,7 @@ class _Raid(ModelTarget[Raid]):
         )
         self._part = self._part_sectors()
         self._members = Members([self._member(index) for index in range(len(target.devices))], self._failed)
-        self._resync_offset = DONE if target.sync is Sync.NOSYNC or not target.kind.level else 0
+        self._resync_offset = 0 if self._begins_unsynced() else DONE
         self._events = 1
         self._requested: SyncAction | None = None
         self._mismatches = 0
@@ -72,6 +72,12 @@ class _Raid(ModelTarget[Raid]):
             raise fault(errno.EINVAL)
 
     # -- the constructor ---------------------------------------------------------------------------------------------
+
+    def _begins_unsynced(self) -> bool:
+        """Whether a set without superblocks yet has to be synced: one that keeps none counts as in sync for ever."""
+        target = self.target
+        asked = target.sync is Sync.SYNC or any(device.meta for device in target.devices)
+        return bool(target.kind.level) and target.sync is not Sync.NOSYNC and asked
 
     def _part_sectors(self) -> int:
         """Return how many sectors of data each device has."""

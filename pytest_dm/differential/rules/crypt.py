@@ -1,0 +1,93 @@
+"""crypt: every kind of IV, with keys and offsets around the ends of their ranges; without random IVs, which nobody could compare."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from dmcore.targets import Crypt
+from dmcore.targets.crypt import Key
+from pytest_dm.differential.rule import Room, Rule
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import DrawFn, SearchStrategy
+
+    from dmcore.target import Target
+
+__all__ = ["RULE"]
+
+
+class _Kind(NamedTuple):
+    cipher: str
+    sizes: tuple[int, ...]
+    most_sector: int = 4096
+    large: bool = True
+    most_offset: int = 2**64
+
+
+_KINDS = (
+    _Kind("aes-xts-plain64", (32, 64)),
+    _Kind("aes-xts-plain", (32, 64)),
+    _Kind("aes-cbc-plain64be", (16, 24, 32)),
+    _Kind("aes-cbc-null", (16,)),
+    _Kind("aes-cbc-essiv:sha256", (16, 32)),
+    _Kind("capi:essiv(cbc(aes),sha256)-plain64", (16, 32)),
+    _Kind("aes-cbc-benbi", (16,)),
+    _Kind("aes-lrw-benbi", (32,), 512, large=False),
+    _Kind("aes-cbc-eboiv", (16, 32)),
+    _Kind("aes-cbc-elephant", (32, 64)),
+    _Kind("aes:64-cbc-lmk", (1024, 1040), 512, large=False),
+    _Kind("aes-cbc-tcw", (48, 64), 512, large=False),
+    _Kind("aes:2-cbc-plain64", (32,)),
+    _Kind("aes-ctr-plain64", (16,)),
+    _Kind("aes-ecb", (32,)),
+    _Kind("cipher_null-ecb", (0,)),
+    _Kind("camellia-xts-plain64", (64,)),
+    _Kind("des3_ede-cbc-plain64", (24,)),
+    _Kind(
+        "capi:chacha20-plain64", (32,), most_offset=8
+    ),  # the model refuses a block counter that goes past 32 bits
+)
+_OFFSETS = (0, 8, 2**32 - 8, 2**32, 2**55)
+
+
+def _key(size: int, seed: int) -> Key:
+    return Key(hashlib.shake_256(b"pytest-dm %d" % seed).digest(size))
+
+
+class _Crypt(Rule):
+    lengths = (8, 24, 64, 96)
+
+    def draw(self, draw: DrawFn, room: Room) -> Crypt:
+        """Draw cipher, key, offsets and the options that change bytes or what is allowed."""
+        from hypothesis import strategies as st
+
+        kind = draw(st.sampled_from(_KINDS))
+        size = draw(st.sampled_from([512, 512, 1024, 4096]))
+        size = min(size, kind.most_sector)
+        leg = draw(room.space().legs())
+        return Crypt(
+            cipher=kind.cipher,
+            key=_key(draw(st.sampled_from(kind.sizes)), draw(st.integers(0, 3))),
+            iv_offset=draw(st.sampled_from([offset for offset in _OFFSETS if offset <= kind.most_offset])),
+            dev=leg.dev,
+            start=leg.offset // 8 * 8,
+            sector_size=size,
+            iv_large_sectors=kind.large and size > 512 and draw(st.booleans()),
+            allow_discards=draw(st.booleans()),
+            same_cpu_crypt=draw(st.booleans()),
+        )
+
+    def messages(self, target: Target, length: int) -> SearchStrategy[str]:
+        """Draw new keys, of a wrong size too, which are taken while the device is suspended only."""
+        from hypothesis import strategies as st
+
+        del length
+        assert isinstance(target, Crypt)
+        size = len(target.key) if isinstance(target.key, Key) else 0
+        keys = [_key(size, seed).reveal().hex() for seed in range(3)]
+        texts = [f"key set {key}" for key in keys if key]
+        return st.sampled_from([*texts, "key wipe", "key set 00", "key", "key set", "nonsense"])
+
+
+RULE = _Crypt()

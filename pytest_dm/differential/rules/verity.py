@@ -1,0 +1,78 @@
+"""verity: trees of the library's own, and damage to data, tree and root; only read, since the device takes nothing else.
+
+Repair from parity is held against kernels that have it in tests of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dmcore.model.stores import MemoryStore
+from dmcore.targets import Verity
+from dmcore.targets.verity import OnCorruption
+from dmcore.verity import format_verity
+from pytest_dm.differential.rule import Room, Rule, patches
+from pytest_dm.differential.steps import pattern
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import DrawFn
+
+__all__ = ["RULE"]
+
+_SIZES = (512, 1024, 4096)
+_TREE = 128
+_SEED = 60
+
+
+class _Verity(Rule):
+    lengths = (8, 24, 96, 264)
+    layer = False  # what stands on it would have to be read-only as well
+    writes = False
+    fails = (
+        False  # a failing tree fails what else is in its blocks, and how much of that was cached is chance
+    )
+
+    def draw(self, draw: DrawFn, room: Room) -> Verity:
+        """Draw sizes, options, salt and damage."""
+        from hypothesis import strategies as st
+
+        data_size, hash_size = draw(st.sampled_from(_SIZES)), draw(st.sampled_from(_SIZES))
+        version, algorithm = draw(st.integers(0, 1)), draw(st.sampled_from(["sha256", "sha1", "sha512"]))
+        salt = draw(st.sampled_from([b"", b"s", bytes(range(32))]))
+        zeros = draw(st.sampled_from([0, 8]))
+        data, tree = MemoryStore(room.length * 512), MemoryStore(_TREE * 512)
+        data.write(zeros, memoryview(pattern(_SEED, zeros, room.length - zeros)))
+        root = format_verity(
+            data, tree, version=version, algorithm=algorithm, data_block_size=data_size, hash_block_size=hash_size,
+            salt=salt, superblock=False,
+        )  # fmt: skip
+        if draw(st.integers(0, 9)) == 0:
+            root = root[::-1]
+        _damage(draw, data, room.length * 512, most=3)
+        _damage(draw, tree, sum(len(part) for _, part in patches(tree)), most=1)
+        return Verity(
+            version=version,
+            data=room.disk(room.length, patches=patches(data)),
+            hashes=room.disk(_TREE, patches=patches(tree)),
+            data_block_size=data_size,
+            hash_block_size=hash_size,
+            data_blocks=room.length * 512 // data_size,
+            algorithm=algorithm,
+            root=root,
+            salt=salt,
+            on_corruption=draw(st.sampled_from([None, None, OnCorruption.IGNORE])),
+            ignore_zero_blocks=draw(st.booleans()),
+            check_at_most_once=draw(st.booleans()),
+        )
+
+
+def _damage(draw: DrawFn, store: MemoryStore, size: int, *, most: int) -> None:
+    from hypothesis import strategies as st
+
+    for at in draw(st.lists(st.integers(0, size - 1), max_size=most)) if size else ():
+        sector = store.read(at // 512, 1)
+        sector[at % 512] ^= draw(st.integers(1, 255))
+        store.write(at // 512, memoryview(sector))
+
+
+RULE = _Verity()
