@@ -65,7 +65,7 @@ support-table-qemu: $(VENV)/.test
 	PYTEST_DM_SUPPORT=1 $(BIN)/pytest tests/targets -m dm --dm-vm=qemu --dm-kernel=debian-6.1 --dm-kernel=debian-6.12 --dm-timeout=1200 --junitxml=.support-qemu.xml
 	$(BIN)/python tests/tools/support_table.py .support-qemu.xml
 
-# Generated scripts on kernel and models: young, and not part of `make test` before it was seen green for long.
+# Generated scripts on kernel and models, every target alone and in stacks; not part of `make test`.
 differential: $(VENV)/.test
 	$(BIN)/pytest tests/differential -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2
 
