@@ -105,7 +105,7 @@ class Foresight:
             return None
         finally:
             os.close(self._fd)
-        if blocks is None or (blocks and not dirty):
+        if blocks is None or (self._replay.live and not dirty):
             return None
         if blocks is not self._blocks:
             self._blocks = blocks

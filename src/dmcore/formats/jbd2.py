@@ -271,6 +271,11 @@ class Replay:
             memory.clear()
         memory[key] = value
 
+    @property
+    def live(self) -> bool:
+        """Whether the journal last gone through is one to be replayed, even if it holds no whole transaction."""
+        return self._journal is not None and self._journal.start != 0
+
     @staticmethod
     def _next(journal: JournalSuper, at: int, count: int) -> int:
         at += count
