@@ -1,6 +1,7 @@
-"""cache: blocks that the model has put into the metadata, and policies that take in no others.
+"""cache: blocks that the model has put into the metadata, and a policy that takes in no others.
 
-Those are `cleaner`, which writes back all that is dirty, and `smq` with a `migration_threshold` that lets nothing move.
+That is `cleaner`, which writes back all that is dirty; in passthrough mode no policy takes in any. smq does, now and then,
+also with a `migration_threshold` of 0.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class _Cache(Rule):
     layer = False
     fails = False  # what fails in the background is found there
     settles = True
-    discards = False  # smq takes discarded blocks in at once, whatever the threshold, and they read what the cache held before
+    discards = False  # what a discarded block reads that was cached is a policy's affair
 
     def draw(self, draw: DrawFn, room: Room) -> Cache:
         """Draw mode, policy and what is cached."""
@@ -48,7 +49,6 @@ class _Cache(Rule):
         version = draw(st.sampled_from([1, 2]))
         cached = draw(st.dictionaries(st.integers(0, _SLOW - 1), st.integers(0, _FAST - 1), max_size=_FAST))
         places = tuple(sorted({place: block for block, place in cached.items()}.items()))
-        still = draw(st.booleans()) or mode is CacheMode.PASSTHROUGH
         return Cache(
             metadata=room.disk(_METADATA, patches=_made(places, version, room.length)),
             cache=room.disk(_FAST * _BLOCK, seed=95),
@@ -57,8 +57,7 @@ class _Cache(Rule):
             mode=mode,
             metadata2=version == 2,
             no_discard_passdown=draw(st.booleans()),
-            policy=Policy.SMQ if still else Policy.CLEANER,
-            migration_threshold=0 if still else None,
+            policy=Policy.SMQ if mode is CacheMode.PASSTHROUGH else Policy.CLEANER,
         )
 
     def messages(self, target: Target, length: int) -> SearchStrategy[str]:

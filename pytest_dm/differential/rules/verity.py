@@ -65,6 +65,10 @@ class _Verity(Rule):
             check_at_most_once=draw(st.booleans()),
         )
 
+    def mask(self, text: str) -> str:
+        """Leave out the number of repaired blocks, which kernels before 7.2 do not tell."""
+        return text.split(maxsplit=1)[0]
+
 
 def _damage(draw: DrawFn, store: MemoryStore, size: int, *, most: int) -> None:
     from hypothesis import strategies as st
