@@ -361,7 +361,8 @@ class Dm(Families):
         """Keep the device that `make` returns; if it fails, remove what it made before. For handles."""
         before = len(self._resources)
         try:
-            return self._keep(make(self))
+            made = make(self)
+            return made if made in self._resources else self._keep(made)
         except BaseException:
             while len(self._resources) > before:
                 self._resources.pop().close()

@@ -90,10 +90,10 @@ class Mirror(DmDevice):
         """
         if not 0 <= index < len(self.legs):
             raise SpecError("index", index, f"there are legs 0..{len(self.legs) - 1}")
+        if disk is not None and disk.size < self.size:
+            raise SpecError("disk", disk.name, f"has {disk.size} bytes, the mirror {self.size}")
         size = self.size if disk is None else None
         new = self._maker.build_below(self, lambda dm: dm.flakey(disk, size=size))
-        if new.size < self.size:
-            raise SpecError("disk", new.name, f"has {new.size} bytes, the mirror {self.size}")
         legs = (*self.legs[:index], *self.legs[index + 1 :], new)
         self._replace(self._table(legs, Sync.SYNC), lockfs=False)
         self.legs = legs

@@ -171,10 +171,10 @@ class Raid(DmDevice):
         if self.kind is RaidType.RAID0:
             raise SpecError("kind", self.kind, "nothing can be made anew")
         old = self.legs[index]
+        if disk is not None and disk.size < old.size:
+            raise SpecError("disk", disk.name, f"has {disk.size} bytes, the one it replaces {old.size}")
         size = old.size if disk is None else None
         new = self._maker.build_below(self, lambda dm: dm.flakey(disk, size=size))
-        if new.size < old.size:
-            raise SpecError("disk", new.name, f"has {new.size} bytes, the one it replaces {old.size}")
         legs = (*self.legs[:index], new, *self.legs[index + 1 :])
         metadata = self.metadata
         if metadata:

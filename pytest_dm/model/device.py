@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dmcore.abi.devt import DevT
 from dmcore.abi.dm import DeviceInfo, DmFlag, DmIoctl
 from dmcore.errors import DeviceBusy, DeviceMissing, FormatError, IoctlError, SpecError, TableRejected
+from dmcore.model.block import Suspended, fault
 from dmcore.model.device import ModelDevice
 from dmcore.model.stores import FileStore
 from dmcore.ref import Ref
 from dmcore.units import SECTOR
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
     from pathlib import Path
     from typing import Self
 
@@ -38,9 +39,10 @@ class Devices:
     Attributes:
         clock: Their time.
         features: The kernel they are like.
+        leaving: Loop devices to be freed when nothing stands on them any more.
         shared: What their lines keep for each other, such as an origin's snapshots.
         lock: Held by whoever does something with one of them.
-        resumed: Told of every resume.
+        changed: Told of every resume, table and message: what a waiting request may wait for.
     """
 
     def __init__(self, clock: Clock, features: Features) -> None:
@@ -48,7 +50,8 @@ class Devices:
         self.features = features
         self.shared: dict[BlockDevice, list[Any]] = {}
         self.lock = threading.RLock()
-        self.resumed = threading.Condition(self.lock)
+        self.changed = threading.Condition(self.lock)
+        self.leaving: list[LoopModel] = []
         self._known: dict[str, BlockDevice] = {}
         self._dms: dict[str, DmModel] = {}
 
@@ -105,11 +108,34 @@ class Devices:
         """Wait for a suspended device, as every request does, unless this thread is the one that has to resume it."""
         dm = self._dms.get(word)
         while dm is not None and dm.model.suspended and dm.suspended_by != threading.get_ident():
-            self.resumed.wait()
+            self.changed.wait()
+
+    def submit(self, word: str, request: Callable[[], None]) -> None:
+        """Do a request; one that the kernel would let wait, for a path or for space, waits for another thread's help.
+
+        Raises:
+            Suspended: It would wait, and this is the main thread: nobody else would help.
+            OSError: EIO, its device went while it waited; or what became of it.
+        """
+        device = self._known.get(word)
+        while True:
+            self.wait_for(word)
+            try:
+                return request()
+            except Suspended:
+                if threading.current_thread() is threading.main_thread():
+                    raise
+                self.changed.wait()
+            if self._known.get(word) is not device:
+                raise fault(errno.EIO)
 
     def holder(self, word: str) -> str | None:
         """Return the name of a dm device that stands on a device."""
         return next((dm.name for dm in self._dms.values() if word in dm.lower), None)
+
+    def free_loops(self) -> None:
+        """Free the loop devices whose detaching waits for their last holder."""
+        self.leaving[:] = [loop for loop in self.leaving if not loop.free()]
 
     def refuse_loop(self, words: set[str], word: str) -> None:
         """Refuse to let a device stand on itself.
@@ -149,18 +175,20 @@ class LoopModel:
         return self._store.block_size
 
     def detach(self) -> None:
-        """Close the file; a second call does nothing.
+        """Close the file, or have it closed with the last dm device that stands on it; a second call does nothing."""
+        with self._devices.lock:
+            if self.ref.name in self._devices and self._devices[self.ref.name] is self._store:
+                if self not in self._devices.leaving:
+                    self._devices.leaving.append(self)
+                self._devices.free_loops()
 
-        Raises:
-            DeviceBusy: A dm device stands on it.
-        """
-        word = self.ref.name
-        if word not in self._devices or self._devices[word] is not self._store:
-            return
-        if holder := self._devices.holder(word):
-            raise DeviceBusy(errno.EBUSY, "LOOP_CLR_FD", word, f"{holder} stands on it")
-        self._devices.drop(word)
+    def free(self) -> bool:
+        """Close the file if nothing stands on it."""
+        if self._devices.holder(self.ref.name):
+            return False
+        self._devices.drop(self.ref.name)
         self._store.close()
+        return True
 
 
 class DmModel:
@@ -259,7 +287,7 @@ class DmModel:
         """Let I/O go on."""
         with self._devices.lock:
             self.model.resume()
-            self._devices.resumed.notify_all()
+            self._devices.changed.notify_all()
 
     @contextmanager
     def suspended(self, *, noflush: bool = False, lockfs: bool = True) -> Generator[Self]:
@@ -295,7 +323,8 @@ class DmModel:
                 self._names = before
                 raise
             finally:
-                self._devices.resumed.notify_all()
+                self._devices.free_loops()
+                self._devices.changed.notify_all()
 
     def _load(self, table: Table) -> None:
         was_suspended = self.model.suspended
@@ -312,7 +341,9 @@ class DmModel:
     def message(self, text: str, sector: int = 0) -> str:
         """Send a message; return the reply."""
         with self._devices.lock:
-            return self.model.message(text, sector)
+            reply = self.model.message(text, sector)
+            self._devices.changed.notify_all()
+            return reply
 
     def send(self, message: Message[R], sector: int = 0) -> R:
         """Send a typed message; return its typed reply."""
@@ -343,3 +374,5 @@ class DmModel:
         with self._devices.lock:
             self._devices.drop(self.ref.name)
             self.model.close()
+            self._devices.free_loops()
+            self._devices.changed.notify_all()

@@ -81,9 +81,8 @@ class ModelFile:
 
     def _do(self, request: Callable[[], None]) -> None:
         with self._devices.lock:
-            self._devices.wait_for(self._device.word)
             try:
-                request()
+                self._devices.submit(self._device.word, request)
             except OSError as error:
                 raise self._named(error) from error
 

@@ -100,7 +100,7 @@ TESTS = """
     def test_file_system(dm_loop): ...
     @pytest.mark.dm(needs="thin-nonsense")
     def test_program(dm_loop): ...
-    def test_no_model(dm): dm.create("0 8 multipath 0 0 0 0")
+    def test_no_model(dm, dm_loop): dm.create(f"0 8 ebs {dm_loop.ref} 0 1")
     def test_fails(dm_flakey): dm_flakey.drop_writes(); assert False
 """
 
