@@ -62,6 +62,7 @@ def test_the_kernels_log_is_the_models(lab, below):
     """A log that a kernel left in the middle tells the model what to copy, and the other way round."""
     log = DiskLog(below[2].device.ref, REGION, Sync.NOSYNC)
     with opened(lab, mirror(below, log)) as (_, file):
+        file.flush()
         below[1].fail_writes()
         file.flush()  # by then what the resume changed is written, and needs no flush of legs any more
         file.write(5 * REGION * 512, b"w" * 512)

@@ -195,6 +195,7 @@ def test_the_kernel_prints_the_words_that_it_was_given(lab, value, record_proper
     ]
     for one in given:
         table = Table.of(one, LOGICAL * 8)
+        lab.supports(table)
         with lab.empty() as device:
             lab.control.load(device, table.encode(str))
             assert Table.from_lines(lab.control.table(device, inactive=True)) == table
