@@ -34,7 +34,7 @@ lint: $(VENV)/.test
 test-host: $(VENV)/.test
 	$(BIN)/python tests/tools/once_more.py tests -m "not dm" -n 3 --dist worksteal
 
-# Every test that needs a kernel, on each of the three UML kernels; every kind of dm device is held against dmsetup before it goes.
+# Every test that needs a kernel, on each of the three UML kernels; kinds of dm devices, four of a test at the most, are held against dmsetup before they go.
 test-kernels: $(VENV)/.test
 	PYTEST_DM_AGREE=kinds $(KERNEL_TESTS)
 	$(BIN)/pytest examples --dm-vm=uml --dm-kernel=uml-7.2 --dm-require

@@ -1,6 +1,6 @@
 """With PYTEST_DM_AGREE in the environment dm devices that a test removes are first held against dmsetup.
 
-Its value is `kinds`: those that differ from all earlier ones in more than numbers; or `every`.
+Its value is `kinds`: those that differ from all earlier ones in more than numbers, four of a test at the most; or `every`.
 
 Tests marked `newest_kernel` are long and say little about a kernel: they run on the newest guest alone, or everywhere with
 PYTEST_DM_EVERYWHERE.
