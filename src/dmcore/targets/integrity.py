@@ -31,6 +31,7 @@ __all__ = ["Algorithm", "Integrity", "IntegrityStatus", "Key", "Mode"]
 
 _MOST_WORDS = 18
 _MOST_TAG = 255
+_LONGEST_HASH = 32  # bytes, of the hashes that the strategy draws
 _KEYED_DISCARDS = "integrity.allow_discards_keyed"
 _FLAGS = (
     "recalculate", "reset_recalculate", "allow_discards", "allow_discards_keyed", "fix_padding", "fix_hmac",
@@ -221,6 +222,14 @@ class Integrity(Target):
         return interleave.bit_length() < buffers.bit_length()
 
     @property
+    def run_sectors(self) -> int:
+        """Most sectors that one piece of tags takes on `dev`, with a hash of up to 32 bytes; the least device has one, and data behind it."""
+        if self.meta_device is not None:
+            return 0
+        interleave = 1 << ((self.interleave_sectors or 32768).bit_length() - 1)
+        return interleave * (self.tag_size or _LONGEST_HASH) // self.block_size
+
+    @property
     def secret(self) -> bool:
         """Whether an algorithm has a key."""
         return any(given is not None and bool(given.key) for given in self._algorithms().values())
@@ -389,7 +398,9 @@ class Integrity(Target):
                 legacy_recalculate=bool(again) and (keyed or mac is not None),
             )
 
-        return values().filter(lambda value: not value.overlaps)
+        return values().filter(
+            lambda value: not value.overlaps and value.run_sectors * 2 <= space.refs[value.dev]
+        )
 
 
 class _Options:
