@@ -10,13 +10,19 @@ from pathlib import Path
 import pytest
 
 
-def vm_run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def vm_run(*arguments: str, folder: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     code = "import sys; from pytest_dm.cli import main; sys.exit(main())"
     return subprocess.run(
         [sys.executable, "-c", code, "vm", "run", "--kernel", "uml-6.1", *arguments],
-        capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL,
         env={**os.environ, "TMPDIR": str(folder)},
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernel_is_there(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let the first run fetch the kernel, and say so: those that follow say nothing of their own."""
+    assert vm_run("true", folder=tmp_path_factory.mktemp("fetched"), timeout=600).returncode == 0
 
 
 @pytest.mark.parametrize(

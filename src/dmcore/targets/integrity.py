@@ -223,7 +223,7 @@ class Integrity(Target):
 
     @property
     def run_sectors(self) -> int:
-        """Most sectors that one piece of tags takes on `dev`, with a hash of up to 32 bytes; the least device has one, and data behind it."""
+        """Most sectors that one piece of tags takes on `dev`, for hashes of up to 32 bytes; no device works with less than that and some data."""
         if self.meta_device is not None:
             return 0
         interleave = 1 << ((self.interleave_sectors or 32768).bit_length() - 1)
