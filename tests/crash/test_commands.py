@@ -320,6 +320,47 @@ def test_an_index_finds_marks_and_flags(tmp_path):
         LogIndex(tmp_path / "log", nr_entries=-1)
 
 
+def columns(index):
+    return list(index), index.marks, index.extent, index.complete, index.warnings, index.super_block
+
+
+@pytest.mark.parametrize("stale", [None, 3])
+def test_a_saved_index_spares_the_scan_until_the_log_is_another(tmp_path, capsys, stale):
+    maker = numbered(23)
+    maker.mark("nöt")
+    log = maker.save(tmp_path / "log", nr_entries=stale)
+    with LogIndex(log) as index:
+        scanned = columns(index)
+        assert not index.recalled
+    assert dmcore(["log", "index", str(log), "--save", "--json"]) == 0
+    saved = Path(json.loads(capsys.readouterr().out)["saved"])
+    assert saved == tmp_path / "log.index"
+    with LogIndex(log) as index:
+        assert index.recalled
+        assert columns(index) == scanned
+        assert index.next(LogFlag.FLUSH, 6) == 12
+    for options in ({"salvage": True}, {"nr_entries": 2}):
+        with LogIndex(log, **options) as index:
+            assert not index.recalled
+            with pytest.raises(SpecError, match="save="):
+                index.save()
+    good = saved.read_bytes()
+    for bad in (b"", good[:-1], good + b"x", good[:100] + b"\xff" + good[101:], bytes(len(good))):
+        saved.write_bytes(bad)
+        with LogIndex(log) as index:
+            assert not index.recalled
+            assert columns(index) == scanned
+    saved.write_bytes(good)
+    maker.write(0, b"more" * 128)
+    maker.save(log, nr_entries=stale)
+    with LogIndex(log) as index:
+        assert not index.recalled
+        assert len(index) == len(maker.entries)
+    os.truncate(log, 2000)
+    with LogIndex(log) as index:
+        assert not index.recalled
+
+
 def test_paths_with_blanks(tmp_path):
     folder = tmp_path / "a b"
     folder.mkdir()

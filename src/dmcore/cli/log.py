@@ -37,6 +37,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     index = commands.add_parser("index", help=text, description=text)
     _common(index)
     index.add_argument("--json", action="store_true", help="as one JSON object")
+    index.add_argument(
+        "--save", action="store_true",
+        help="write the index beside the log, to LOG.index: the log is not scanned again as long as it is not changed",
+    )  # fmt: skip
 
     text = "apply its entries to an image, which is made if it is not there, or to a block device"
     replay = commands.add_parser("replay", help=text, description=text)
@@ -135,16 +139,20 @@ def _show(arguments: argparse.Namespace, index: LogIndex) -> int:
 def _index(arguments: argparse.Namespace, index: LogIndex) -> int:
     kinds = {flag.name or "": len(index.positions(flag)) for flag in LogFlag}
     written = sum(index.extent_of(n)[1] for n in range(len(index)) if index.data_offset(n) >= 0)
+    saved = index.save() if arguments.save else None
     if arguments.json:
         found = {
             "log": index.path, "version": index.super_block.version, "sector_size": index.sector_size,
             "entries": len(index), "super_block_entries": index.super_block.nr_entries, "complete": index.complete,
             "kinds": kinds, "written": written, "extent": index.extent, "warnings": index.warnings,
+            "saved": saved,
             "marks": [{"entry": number, "mark": mark} for number, mark in index.marks.items()],
         }  # fmt: skip
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return 0
     sys.stdout.writelines(f"{line}\n" for line in _summary(index, kinds, written))
+    if saved is not None:
+        sys.stdout.write(f"saved to {saved}\n")
     return 0
 
 

@@ -1,6 +1,7 @@
 """An index of a log-writes log: one scan, then any entry, mark, flush or FUA write by number in O(log n).
 
-A replayer without one reads every header from the start for each seek. The scan reads headers only, 32 bytes each.
+A replayer without one reads every header from the start for each seek. The scan reads headers only, 32 bytes each; an index
+that was saved beside the log spares it.
 
 A log may be cut off (a crash while it was recorded, a full disk, a partial copy) or have a super block that lags behind.
 What is consistent is indexed and `LogIndex.warnings` says what was met; a header that makes no sense before that is an
@@ -17,6 +18,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from dmcore.errors import FormatError, SpecError
+from dmcore.formats.log_index_file import Saved, recall, save
 from dmcore.formats.log_writes import END_MARK, Entry, LogFlag, LogReader, SuperBlock, header_problem
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class LogIndex:
         warnings: What is not as it should be though the index is good, one sentence each.
         complete: Whether the last entry is the mark that the target writes when its table is destroyed.
         extent: First byte of the data device behind all that the log writes or discards.
+        recalled: Whether it was read from the file that `save` wrote, which is not done with `nr_entries` or `salvage`.
 
     Raises:
         FormatError: No log, or an entry that makes no sense before `nr_entries`; with its offset.
@@ -83,10 +86,14 @@ class LogIndex:
         self._marks: dict[int, str] = {}
         self._by_flag: dict[int, array[int]] = {}
         self._file = io.FileIO(path)
+        self._status = os.fstat(self._file.fileno())
         try:
             self.size = self._file.seek(0, os.SEEK_END)
             counted = self.super_block.nr_entries if nr_entries is None else nr_entries
-            self._scan(counted, salvage, progress)
+            self._as_counted = nr_entries is None and not salvage
+            self.recalled = self._as_counted and self._recall()
+            if not self.recalled:
+                self._scan(counted, salvage, progress)
         except BaseException:
             self.close()
             raise
@@ -102,6 +109,36 @@ class LogIndex:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _recall(self) -> bool:
+        """Take the index that was saved, if there is one of the log as it is."""
+        known = recall(self.path, self._status, self.super_block)
+        if known is None:
+            return False
+        self.extent, self.complete = known.extent, known.complete
+        self._marks, self.warnings = known.marks, known.warnings
+        self._sectors, self._counts, self._offsets = known.sectors, known.counts, known.offsets
+        self._flags = known.flags
+        return True
+
+    def save(self) -> str:
+        """Write the index to a file beside the log, which the next one of this log is read from; return its path.
+
+        Raises:
+            SpecError: The log is a device, or is not read as its super block says.
+            OSError: The file cannot be written.
+        """
+        if not self._as_counted:
+            raise SpecError(
+                "save",
+                self.path,
+                "an index of another number of entries than the log's, or of a damaged log, is not saved",
+            )
+        saved = Saved(
+            self.super_block, self.extent, self.complete, self._marks, self.warnings,
+            self._sectors, self._counts, self._offsets, self._flags,
+        )  # fmt: skip
+        return save(self.path, self._status, saved)
 
     def _scan(self, counted: int, salvage: bool, progress: Callable[[int, int], None] | None) -> None:  # noqa: FBT001 - internal
         offset = self._quick(self.sector_size, counted, progress)
