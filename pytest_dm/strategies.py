@@ -6,6 +6,7 @@ Imported by those who use it; hypothesis comes in when a strategy is made.
 from __future__ import annotations
 
 from itertools import chain
+from math import lcm
 from typing import TYPE_CHECKING
 
 from dmcore.errors import SpecError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_LAYERS",
+    "discard_unit",
     "failures",
     "layers",
     "messages",
@@ -232,6 +234,17 @@ def rules_of(setup: Setup) -> list[Rule]:
     return [rule_for(target.kernel_type) for target in targets if target.kernel_type in ruled()]
 
 
+def discard_unit(setup: Setup) -> int:
+    """Return of how many sectors multiples are at which discards on a stack may begin; 0: nowhere."""
+    units = [
+        rule_for(line.target.kernel_type).discard_unit(line.target)
+        for table in setup.stack.tables.values()
+        for line in table.lines
+        if line.target.kernel_type in ruled()
+    ]
+    return lcm(*units)
+
+
 def _prelude(setup: Setup) -> list[Step]:
     line = setup.stack.tables[setup.stack.top].lines[0]
     kind = line.target.kernel_type
@@ -257,8 +270,9 @@ def requests(setup: Setup, face: str, kind: type[object] = object) -> list[Searc
     if all(rule.writes for rule in rules):
         zero = st.builds(steps.ZeroOut, sector, count, on)
         found += [(steps.Write, write), (steps.Write, write), (steps.ZeroOut, zero)]
-        if all(rule.discards for rule in rules):
-            found.append((steps.Discard, st.builds(steps.Discard, sector, count, on)))
+        if unit := discard_unit(setup):
+            at = st.integers(0, (length - 1) // unit).map(unit.__mul__)
+            found.append((steps.Discard, st.builds(steps.Discard, at, count, on)))
     return [strategy for of, strategy in found if issubclass(of, kind)]
 
 

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from pytest_dm.differential import steps
-from pytest_dm.strategies import failures, messages, reloads, requests, rules_of
+from pytest_dm.strategies import discard_unit, failures, messages, reloads, requests, rules_of
 
 if TYPE_CHECKING:
     from hypothesis.strategies import DataObject, SearchStrategy
@@ -116,7 +116,7 @@ class Machine(RuleBasedStateMachine):
         """Flush a device."""
         self._any(data, steps.Flush)
 
-    @precondition(lambda self: self._may("writes") and self._may("discards"))
+    @precondition(lambda self: self._may("writes") and discard_unit(self.setup) > 0)
     @rule(data=st.data())
     def discard(self, data: DataObject) -> None:
         """Discard anywhere."""

@@ -111,8 +111,7 @@ class Rule:
         fails: Disks may fail under it, but for solid ones, and what then happens is the same each time.
         settles: It works in the background: scripts wait for it after each step.
         layer: It may stand in a stack of other targets: above them, and below them.
-        writes: Scripts write, zero and discard on it.
-        discards: Scripts discard on it.
+        writes: Scripts write and zero on it, and discard as `discard_unit` says.
         suspends: Scripts suspend, resume and reload it.
         talks_suspended: It answers status and messages while it is suspended.
     """
@@ -123,7 +122,6 @@ class Rule:
     settles: bool = False
     layer: bool = True
     writes: bool = True
-    discards: bool = True
     suspends: bool = True
     talks_suspended: bool = True
 
@@ -142,6 +140,11 @@ class Rule:
         """Return steps on the topmost device without which a script would meet little: those that give it a content."""
         del target, length
         return ()
+
+    def discard_unit(self, target: Target) -> int:
+        """Return of how many sectors multiples are at which discards of scripts begin; 0: scripts do not discard on it."""
+        del target
+        return 1
 
     def messages(self, target: Target, length: int) -> SearchStrategy[str] | None:
         """Return a strategy for messages, wrong ones too; None for a target that takes none."""

@@ -199,7 +199,8 @@ class Session:
             for name in self.setup.stack.order():
                 if name in self._suspended:
                     self.do(steps.Resume(on=name))
-            self._both_settle()
+            if self._settles:
+                self._both_settle()
             self._compare_texts(len(self.script) + 1)
             statuses = self._statuses()
             for face in self.setup.asked:

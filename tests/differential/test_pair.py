@@ -10,8 +10,8 @@ from dmcore.stack import Stack
 from dmcore.table import Table
 from dmcore.volume import open_volume
 from pytest_dm.differential.divergence import Divergence
-from pytest_dm.differential.setup import Setup
-from pytest_dm.differential.steps import Flush, Read, Write
+from pytest_dm.differential.setup import Disk, Setup
+from pytest_dm.differential.steps import Flush, Read, Write, ZeroOut
 from pytest_dm.strategies import scripts
 
 pytestmark = pytest.mark.dm
@@ -37,6 +37,13 @@ def test_tells_disks_that_differ_at_the_end(dm_pair):
     dm_pair.opener = _one_sector_off
     with pytest.raises(Divergence, match="at the end of the script: table of top"):
         dm_pair.run(TEXT, [Write(3, 1)], disks={"data": 96})
+
+
+def test_the_end_of_a_script_waits_for_no_work_that_no_rule_tells_of(dm_pair):
+    """A block that is in the cache twice until the next commit, which is an hour away."""
+    text = "top: 0 96 writecache s data cache 4096 4 autocommit_time 3600000 pause_writeback 60000"
+    script = [ZeroOut(64, 8), ZeroOut(56, 16)]
+    dm_pair.run(text, script, disks={"data": Disk(96, 1), "cache": Disk(2048, solid=True)})
 
 
 def test_hypothesis_shrinks_a_script(dm_pair):

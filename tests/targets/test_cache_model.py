@@ -125,11 +125,11 @@ def test_passthrough_reads_the_origin_and_writes_take_blocks_out():
     with _open(disks, "1 passthrough") as volume:
         assert volume.read(5 * BYTES, 512) == b"o" * 512
         volume.write(5 * BYTES, b"w" * 512)
-        assert _status(volume).blocks.used == 1
+        assert (_status(volume).blocks.used, _status(volume).demotions) == (1, 1)
         for text in ("8", "4-4", "5-4", "x", "4-9", "-1"):
             _refused(errno.EINVAL, lambda text=text: volume.message(f"invalidate_cblocks {text}"))
         volume.message("invalidate_cblocks 0-3 4")
-        assert _status(volume).blocks.used == 0
+        assert (_status(volume).blocks.used, _status(volume).demotions) == (0, 1)
     _audit(disks["meta"])
     with _open(disks) as volume:
         _refused(errno.EPERM, lambda: volume.message("invalidate_cblocks 1"))
@@ -299,6 +299,26 @@ def test_metadata_go_both_ways_and_cache_check_agrees(lab, features):
         with both.model(_table()) as volume:
             volume.settle()
         assert both.stores["slow"].read(0, 2048) == expected
+
+
+@pytest.mark.dm
+def test_what_takes_a_block_out_of_a_passthrough_cache_counts_on_both_sides(lab):
+    with twins(lab, **PIECES) as both:
+        both.model(_table()).close()
+        metadata = CacheMetadata(both.stores["meta"], SECTORS, 1)
+        metadata.place({3: 5, 4: 6, 1: 0})
+        metadata.commit(clean=True)
+        both.push()
+        text = _table("1 passthrough")
+        with both.kernel(text) as (device, file), both.model(text) as volume:
+            for side in (file, volume):
+                side.write(5 * BYTES + 4096, bytes(BYTES))
+                side.write(0, bytes(512))
+            for side in (device, volume):
+                side.message("invalidate_cblocks 0-8")
+            found = device.status()[0]
+            assert _facts(found) == _facts(_status(volume))
+            assert found.demotions == _status(volume).demotions == 3
 
 
 @pytest.mark.dm

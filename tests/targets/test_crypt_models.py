@@ -36,6 +36,7 @@ CASES = [
     ("blowfish-cbc-tcw", 40, 0, ""), ("des3_ede-cbc-eboiv", 24, 8, ""), ("cast5-cbc-benbi", 16, 8, ""),
     ("seed-cbc-plain64", 16, 0, ""), ("aes-cbc-essiv:blake2b-256", 16, 0, ""),
     ("aes-cbc-essiv:md5", 16, 0, ""), ("aes-cbc-essiv:sha3-256", 16, 0, ""), ("capi:chacha20-plain64", 32, 8, ""),
+    ("capi:chacha20-plain64", 32, 2**32 - 8, ""), ("capi:chacha20-plain64", 32, 2**32 - 8, LARGE),
 ]  # fmt: skip
 
 

@@ -188,6 +188,19 @@ def test_what_was_written_comes_back(cipher, size, options):
     assert (below[: len(DATA)] == DATA) == (size == 0)
 
 
+def test_the_counter_of_a_stream_goes_on_from_0_and_the_nonce_stays():
+    def stream(counter, size):
+        nonce = struct.pack("<Q", counter) + bytes(8)
+        return Cipher(algorithms.ChaCha20(KEY[:32], nonce), None).encryptor().update(bytes(size))
+
+    table = _table("capi:chacha20-plain64", KEY[:32], iv_offset=2**32 - 4)
+    found = _encrypted(table)
+    for sector, blocks in enumerate([4, 3, 2, 1]):
+        expected = stream(2**32 - blocks, 64 * blocks) + stream(0, 512 - 64 * blocks)
+        part = slice(sector * 512, (sector + 1) * 512)
+        assert bytes(a ^ b for a, b in zip(DATA[part], found[part], strict=True)) == expected
+
+
 def _outcome(do, *arguments):
     """Return what a request gives, or its errno."""
     try:

@@ -1,7 +1,8 @@
-"""cache: blocks that the model has put into the metadata, and a policy that takes in no others.
+"""cache: blocks that the model has put into the metadata, under policies that take in no others, and under smq.
 
-That is `cleaner`, which writes back all that is dirty; in passthrough mode no policy takes in any. smq does, now and then,
-also with a `migration_threshold` of 0.
+`cleaner` takes in no block and writes back all that is dirty; in passthrough mode no policy takes in any. Of these all is
+compared. What smq takes in and gives up, and when, is its secret, also with a `migration_threshold` of 0: of it only what is
+read is compared, and the origin where that has to hold all.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dmcore.targets import Cache
 from dmcore.targets.cache import CacheMode, Policy
 from dmcore.volume import open_volume
 from pytest_dm.differential.rule import Room, Rule, patches
+from pytest_dm.differential.steps import pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,6 +34,7 @@ _BLOCK = 64
 _FAST = 4
 _SLOW = 6
 _METADATA = 512
+_ORIGIN = 90
 
 
 class _Cache(Rule):
@@ -39,7 +42,6 @@ class _Cache(Rule):
     layer = False
     fails = False  # what fails in the background is found there
     settles = True
-    discards = False  # what a discarded block reads that was cached is a policy's affair
 
     def draw(self, draw: DrawFn, room: Room) -> Cache:
         """Draw mode, policy and what is cached."""
@@ -49,16 +51,23 @@ class _Cache(Rule):
         version = draw(st.sampled_from([1, 2]))
         cached = draw(st.dictionaries(st.integers(0, _SLOW - 1), st.integers(0, _FAST - 1), max_size=_FAST))
         places = tuple(sorted({place: block for block, place in cached.items()}.items()))
+        policy = draw(st.sampled_from([Policy.SMQ, Policy.CLEANER, Policy.CLEANER]))
+        same = places if policy is Policy.SMQ else ()
+        copies = [(place * _BLOCK, pattern(_ORIGIN, block * _BLOCK, _BLOCK)) for place, block in same]
         return Cache(
             metadata=room.disk(_METADATA, patches=_made(places, version, room.length)),
-            cache=room.disk(_FAST * _BLOCK, seed=95),
-            origin=room.disk(room.length, seed=90),
+            cache=room.disk(_FAST * _BLOCK, seed=95, patches=copies),
+            origin=room.disk(room.length, seed=_ORIGIN),
             block_sectors=_BLOCK,
             mode=mode,
             metadata2=version == 2,
             no_discard_passdown=draw(st.booleans()),
-            policy=Policy.SMQ if mode is CacheMode.PASSTHROUGH else Policy.CLEANER,
+            policy=policy,
         )
+
+    def discard_unit(self, target: Target) -> int:
+        """Return 1, or 0 under smq: a discarded block that it takes in reads what the cache device held before."""
+        return 0 if _is_smqs(target) else 1
 
     def messages(self, target: Target, length: int) -> SearchStrategy[str]:
         """Draw blocks to take out, and what no policy knows."""
@@ -78,24 +87,40 @@ class _Cache(Rule):
         return len(words) < 11 or "cleaner" not in words or words[10] == "0"
 
     def mask(self, text: str) -> str:
-        """Leave out how many metadata blocks are used."""
+        """Leave out how many metadata blocks are used, and what smq decides about."""
         words = text.split()
-        if len(words) > 4:
+        if len(words) > 10:
             words[1] = "(used)/" + words[1].partition("/")[2]
+            if "smq" in words and CacheMode.PASSTHROUGH not in words:
+                words[3] = "(used)/" + words[3].partition("/")[2]
+                words[4:11] = ["(smq's)"] * 7
         return " ".join(words)
 
     def hidden(self, target: Target, disks: dict[str, Disk], status: str) -> Iterable[tuple[str, int, int]]:
-        """Hide the metadata: blocks have other numbers, and hints are a policy's."""
+        """Hide the metadata: blocks have other numbers, and hints are a policy's. Under smq hide what it may move."""
         del status
         assert isinstance(target, Cache)
-        yield target.metadata.name, 0, disks[target.metadata.name].sectors * 512
+        hidden = [target.metadata.name]
+        if _is_smqs(target):
+            hidden += [target.cache.name]
+            hidden += [target.origin.name] if target.mode is CacheMode.WRITEBACK else []
+        for name in hidden:
+            yield name, 0, disks[name].sectors * 512
 
     def facts(self, target: Target, disks: dict[str, MemoryStore], length: int) -> object:
-        """Return what is cached where and whether it is dirty, discards, flags and statistics."""
+        """Return what is cached where and whether it is dirty, discards, flags and statistics; under smq flags alone."""
         del length
         assert isinstance(target, Cache)
         found = CacheMetadata(disks[target.metadata.name], target.block_sectors, 2 if target.metadata2 else 1)
+        if _is_smqs(target):
+            return found.now.flags
         return list(found.mappings()), list(found.discards), found.now.flags, found.now.statistics
+
+
+def _is_smqs(target: Target) -> bool:
+    """Whether smq moves blocks."""
+    assert isinstance(target, Cache)
+    return target.policy is Policy.SMQ and target.mode is not CacheMode.PASSTHROUGH
 
 
 @cache

@@ -18,7 +18,6 @@ __all__ = ["RULE"]
 
 class _Multipath(Rule):
     layer = False  # several requests under way choose otherwise than one after the other
-    discards = False  # one that is cut in two is such
 
     def draw(self, draw: DrawFn, room: Room) -> Multipath:
         """Draw groups of one path.
@@ -53,6 +52,14 @@ class _Multipath(Rule):
             pg_init_retries=draw(st.none() | st.just(3)),
             queue_mode=QueueMode.BIO,
         )
+
+    def discard_unit(self, target: Target) -> int:
+        """Return the granularity of the disks in sectors: a discard from between is two requests, both under way at once.
+
+        Where the first of them fails a path, the second has already chosen it or not, as it happens.
+        """
+        del target
+        return 8
 
     def messages(self, target: Target, length: int) -> SearchStrategy[str]:
         """Draw what is about groups; devices have other numbers each time."""

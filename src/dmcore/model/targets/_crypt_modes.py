@@ -261,7 +261,7 @@ class _Essiv(Mode):
 
 
 class _ChaCha20(Mode):
-    """The IV is a 32-bit counter and the nonce."""
+    """The IV is a 32-bit counter and the nonce; the counter goes on from 0 without a carry (lib/crypto/chacha.c)."""
 
     iv_size, block = 16, 1
 
@@ -272,8 +272,15 @@ class _ChaCha20(Mode):
 
     def encrypt(self, data: Words, iv: Words, out: Words) -> None:
         for unit, start, result in zip(data, iv, out, strict=True):
-            stream = Cipher(algorithms.ChaCha20(self._key, start.tobytes()), None).encryptor()
-            result[:] = np.frombuffer(stream.update(unit.tobytes()), np.uint64).reshape(unit.shape)
+            text, first = unit.tobytes(), start.tobytes()
+            room = (2**32 - int.from_bytes(first[:4], "little")) * 64
+            made = self._run(text[:room], first)
+            if room < len(text):
+                made += self._run(text[room:], bytes(4) + first[4:])
+            result[:] = np.frombuffer(made, np.uint64).reshape(unit.shape)
+
+    def _run(self, text: bytes, first: bytes) -> bytes:
+        return Cipher(algorithms.ChaCha20(self._key, first), None).encryptor().update(text)
 
     decrypt = encrypt
 

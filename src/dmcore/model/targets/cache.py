@@ -77,6 +77,7 @@ class _Cache(ModelTarget[Cache]):
         found = self._metadata.now.statistics
         self._hits = {"read": found.read_hits, "write": found.write_hits}
         self._misses = {"read": found.read_misses, "write": found.write_misses}
+        self._demotions = 0
 
     # -- metadata ----------------------------------------------------------------------------------------------------
 
@@ -232,7 +233,8 @@ class _Cache(ModelTarget[Cache]):
         mode = self.target.mode
         if sector // self._block < self._origin_blocks:
             self._discarded.discard(sector // self._discard_sectors)
-        if cblock is not None and mode is CacheMode.PASSTHROUGH:
+        taken_out = cblock is not None and mode is CacheMode.PASSTHROUGH
+        if cblock is not None and taken_out:
             self._invalidate(cblock)
             if not self._commit():
                 raise fault(errno.EIO)
@@ -252,6 +254,7 @@ class _Cache(ModelTarget[Cache]):
             self._cache.write(self._place(cblock, sector), data, flags)
         if failed is not None:
             raise failed
+        self._demotions += taken_out
 
     def _invalidate(self, cblock: int) -> None:
         for oblock, there in self._where.items():
@@ -299,7 +302,7 @@ class _Cache(ModelTarget[Cache]):
         words = [
             f"{BLOCK_SECTORS} {metadata.used}/{metadata.total} {self._block}",
             f"{len(self._where)}/{self._blocks}",
-            f"{hits['read']} {misses['read']} {hits['write']} {misses['write']} 0 0 {len(self._dirty)}",
+            f"{hits['read']} {misses['read']} {hits['write']} {misses['write']} {self._demotions} 0 {len(self._dirty)}",
             *[str(len(features)), *features, f"2 migration_threshold {self._threshold}"],
             *[self._policy, str(2 * len(tunables)), *tunables],
             "rw" if self._mode is _Mode.WRITE else "ro",
