@@ -217,6 +217,117 @@ $DM message lin 0 @stats_create - /1
 $DM message lin 0 @stats_list
 $DM message lin 0 @stats_print 0 | wc -l
 $DM message -u DMCORE-1234 0 @stats_list
+
+$DM stats create
+$DM stats create lin
+$DM stats create lin three
+$DM stats create --areas 4 --programid other --userdata word lin
+$DM stats create --areasize 64k --start 128s --length 256k lin
+$DM stats create --areasize 64 lin
+$DM stats create --precise --bounds 10us,20,5ms lin
+$DM stats create --bounds 10ms,20ms lin
+$DM stats create --segments --alias parts three
+$DM stats create --segments --nogroup --userdata word three
+$DM stats create -u DMCORE-1234
+$DM stats create bare nonexistent
+$DM stats create --areas 2 --areasize 64k lin
+$DM stats create --areasize x lin
+$DM stats create --areasize 100b lin
+$DM stats create --bounds 10ms,,20ms lin 2> /dev/null
+$DM stats create --bounds 10xs lin 2> /dev/null
+$DM stats create --bounds 20ms,10ms lin
+$DM stats create --programid '' lin
+$DM stats create --programid '' --force lin; $DM stats delete --allprograms --allregions with-uuid
+$DM stats create --programid 7 lin
+$DM stats create --userdata 'two words' lin
+$DM stats create --allregions lin
+$DM stats create --alias x --nogroup lin
+$DM stats create --allregions --regionid 1 lin
+$DM stats list
+$DM stats list lin three
+$DM stats list bare
+$DM stats list lin nonexistent
+$DM message lin 0 @stats_list; $DM message three 0 @stats_list
+$DM stats group --regions 0,2-3 lin
+$DM stats group --regions 0,1,5 --alias some lin
+$DM stats group --regions 4,5 lin
+$DM stats group --regions 4,9 lin
+$DM stats group --regions 3-1 lin
+$DM stats group --regions 99 lin
+$DM stats group --regions x lin
+$DM stats group --regions 4-5 bare
+$DM stats group --regions 4,6-7 lin
+$DM message lin 0 @stats_list; $DM stats list lin
+dd if=/dev/mapper/lin of=/dev/null bs=4k count=5 iflag=direct status=none; $DM stats print --regionid 0 lin | cut -d ' ' -f 1-4,6-8
+$DM stats report -o region_id,area_id,read_count,read_sector_count,reads_per_sec,read_size_per_sec,avg_request_size,writes_per_sec lin
+
+# format
+$DM stats list --area
+$DM stats list --region -O -region_len
+$DM stats list --allprograms
+$DM stats list --programid other
+$DM stats list -v
+$DM stats list -v --histogram
+$DM stats list --histogram
+$DM stats list --histogram --notimesuffix --noheadings lin
+$DM stats list --units s
+$DM stats list --units H --area lin
+$DM stats list --units r lin
+$DM stats list --units 3K lin
+$DM stats list --units x lin
+$DM stats list -o all -S 'region_id=4 && obj_type=region' lin
+$DM stats list -o id,start,userdata,precise lin three
+$DM stats list -o +name,major,user_data,hist_ranges lin
+$DM stats list -o region_all --noheadings -S 'area_count>1 || obj_type=group' lin three
+$DM stats list -o nonsense 2> /dev/null
+$DM stats list -S 'region_len>=256k' -o region_id,region_len lin
+$DM stats list -S 'region_len<1' -o region_id,region_len lin
+$DM stats list -S 'region_id=2 || obj_type=group'
+$DM stats list -u DMCORE-1234
+$DM stats list --nameprefixes --noheadings lin
+$DM stats list --allprograms --programid x
+$DM stats report
+$DM stats report --region -o region_id,region_start,region_len,area_id,area_len,area_count,read_count
+$DM stats report --area --units s lin
+$DM stats report --raw lin
+$DM stats report --histogram
+$DM stats report --histogram --relative lin
+$DM stats report --histogram -o hist_count,hist_count_ranges,hist_percent,hist_percent_ranges lin
+$DM stats report --histogram --noheadings -o hist_count,hist_count_ranges,hist_percent_bounds,hist_bounds lin
+$DM stats report -o all -S 'obj_type=area || (region_id=4 && obj_type=region)' lin
+$DM stats report -o interval,interval_ns,throughput,service_time,util,queue_size --count 1 --interval 3 lin
+$DM stats report bare
+$DM stats report nonexistent
+$DM stats nonsense
+$DM stats version
+$DM stats
+
+$DM stats print --regionid 1 lin three
+$DM stats print --allregions lin
+$DM stats print lin
+$DM stats print --regionid 0 --clear lin
+$DM stats print --allregions
+$DM stats clear --regionid 0 lin
+$DM stats clear --allregions lin
+$DM stats clear --regionid 1 lin
+$DM stats clear --regionid 99 lin
+$DM stats clear lin
+$DM stats ungroup lin
+$DM stats ungroup --groupid 4 lin; $DM message lin 0 @stats_list; $DM stats group --regions 4,5 lin
+$DM stats ungroup --groupid 4; $DM stats list lin
+$DM stats delete --regionid 1 three; $DM message three 0 @stats_list; $DM stats list three
+$DM stats delete --regionid 0 three; $DM message three 0 @stats_list; $DM stats list three
+$DM stats delete --regionid 99 lin
+$DM stats delete --regionid 0 bare
+$DM stats delete --groupid 99 lin
+$DM stats delete --groupid 2 lin
+$DM stats delete --groupid 4 lin; $DM message lin 0 @stats_list
+$DM stats delete lin
+$DM stats delete --regionid 1 --programid other lin
+$DM stats delete --allregions --alldevices; $DM stats list
+$DM stats delete --allregions --allprograms --alldevices; $DM stats list --allprograms
+$DM stats create --alldevices; $DM stats list; $DM stats delete --allregions --alldevices
+
 $DM setgeometry lin 10 10 10 0
 $DM setgeometry lin 1 1 1 5
 $DM setgeometry lin 1 1 1
@@ -381,7 +492,6 @@ $DM info -- -c
 $DM info --count -1
 $DM info --interval 0
 $DM info -c -o name --interval x
-$DM stats 2> /dev/null
 
 $DM remove_all
 $DM ls

@@ -251,10 +251,51 @@ def test_keys_are_not_in_errors():
     assert "abab" not in shown.stderr + shown.stdout
 
 
-def test_stats_says_what_to_do():
-    shown = dmcore("stats", "list")
-    assert shown.returncode == 1
-    assert "dmstats" in shown.stderr
+def test_stats_of_files_are_refused(control, name):
+    control.create(name)
+    for words in (
+        ("create", "--filemap", "/etc/passwd"),
+        ("update_filemap", "/etc/passwd", "--groupid", "0"),
+    ):
+        shown = dmcore("stats", *words)
+        assert shown.returncode == 1
+        assert "is not implemented; use dmstats" in shown.stderr
+
+
+@pytest.mark.newest_kernel
+def test_stats_of_many_areas_come_in_pieces(control, name):
+    assert dmcore("create", name, "--table", "0 9000 zero").returncode == 0
+    assert dmcore("stats", "create", "--areasize", "1", "--bounds", "1ms,2ms", name).returncode == 0
+    shown = dmcore("stats", "print", "--regionid", "0", name).stdout.splitlines()
+    assert [line.split()[0] for line in shown] == [f"{sector}+1" for sector in range(9000)]
+    words = ("--region", "--noheadings", "--units", "s", "-o", "region_len,area_count", name)
+    assert dmcore("stats", "report", *words).stdout == "9000:9000\n"
+
+
+@pytest.mark.newest_kernel
+def test_stats_are_repeated_with_the_time_between(control, name):
+    assert dmcore("create", name, "--table", "0 8 zero").returncode == 0
+    assert dmcore("stats", "create", name).returncode == 0
+    words = ("stats", "report", name, "-o", "interval_ns", "--noheadings", "--count", "2", "--interval", "1")
+    first, second = map(int, dmcore(*words).stdout.split())
+    assert first == 10**9
+    assert second > 9 * 10**8
+
+
+@pytest.mark.newest_kernel
+def test_stats_where_dmsetup_errs(control, name):
+    assert dmcore("create", name, "--table", "0 100 zero").returncode == 0
+    assert dmcore("stats", "create", "--precise", "--userdata", "word", name).returncode == 0
+    shown = dmcore("stats", "list", name, "-o", "user_data,area_start", "--noheadings")
+    assert shown.stdout == "word:0b\n"
+    for option, value in (("--areasize", "8z"), ("--start", "-8"), ("--areas", "-1")):
+        assert dmcore("stats", "create", f"{option}={value}", name).returncode == 1
+    shown = dmcore("stats", "ungroup", "--groupid", "0", name)
+    assert (shown.returncode, shown.stdout) == (1, "")
+    shown = dmcore("stats", "create", "--segments", "--programid", "mine", name)
+    assert "Grouped regions 1 as group ID 1" in shown.stdout
+    assert dmcore("stats", "delete", "--allprograms", "--regionid", "1", name).returncode == 0
+    assert dmcore("stats", "list", "--allprograms", name, "-o", "region_id", "--noheadings").stdout == "0\n"
 
 
 def test_start_is_not_much_more_than_pythons():

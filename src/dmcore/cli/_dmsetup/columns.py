@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
     from dmcore.abi.devt import DevT
     from dmcore.cli._dmsetup.session import Session
+    from dmcore.cli._dmsetup.stats_columns import Row
     from dmcore.cli._dmsetup.tree import Node
 
-__all__ = ["COLUMNS", "GROUPS", "SPECIAL", "Column", "Item", "SplitName"]
+__all__ = ["COLUMNS", "GROUPS", "SPECIAL", "Column", "Item", "Shown", "SplitName"]
 
 GROUPS = {
     "name": "Mapped Device Name",
@@ -28,6 +29,8 @@ GROUPS = {
     "deps": "Mapped Device Relationship Information",
     "tree": "Mapped Device Relationship Information",
     "splitname": "Mapped Device Name Components",
+    "stats": "Mapped Device Statistics",
+    "region": "Mapped Device Statistics Region Information",
     "special": "Special",
 }
 """What the columns of a group are about; `-o GROUP_all` shows them all."""
@@ -72,22 +75,45 @@ def _component(text: str) -> tuple[str, str]:
     return found, ""
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A number that is shown in other words.
+
+    Attributes:
+        text: The words.
+        number: What it is sorted and selected by.
+    """
+
+    text: str
+    number: float
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class Item:
-    """What a row is about: a device, or a name to split.
+    """What a row is about: a device, a name to split, or something that `stats` counts.
 
     Args:
         session: The run.
-        subject: The kernel's answer about the device, or the name's parts.
+        subject: The kernel's answer about the device, or the name's parts, or the row of `stats`.
     """
 
-    def __init__(self, session: Session, subject: Reply | SplitName) -> None:
+    def __init__(self, session: Session, subject: Reply | SplitName | Row) -> None:
         self.session = session
         self._subject = subject
 
     @property
     def reply(self) -> Reply:
         """The kernel's answer."""
-        if not isinstance(self._subject, Reply):
+        if isinstance(self._subject, SplitName):
+            raise Failed("_do_report_object: no data assigned to field")
+        return self._subject if isinstance(self._subject, Reply) else self._subject.reply
+
+    @property
+    def stats(self) -> Row:
+        """What `stats` counts."""
+        if isinstance(self._subject, Reply | SplitName):
             raise Failed("_do_report_object: no data assigned to field")
         return self._subject
 
@@ -175,15 +201,17 @@ class Column:
         value: What it shows of an item: text, or a number.
         about: What that is.
         number: Whether it is a number: shown at the right, sorted by value.
+        size: Whether it is a number of sectors, which -S compares with sizes such as 8k.
     """
 
     group: str
     name: str
     heading: str
     width: int
-    value: Callable[[Item], str | int]
+    value: Callable[[Item], str | int | Shown]
     about: str
     number: bool = False
+    size: bool = False
 
 
 COLUMNS = (

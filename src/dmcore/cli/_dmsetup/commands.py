@@ -92,7 +92,7 @@ VERBS = {
         Entry("udevcomplete", "COOKIE", "count a cookie down", "cookies.complete", 1, 1),
         Entry("udevcomplete_all", "[MINUTES]", "remove all cookies, or the older ones", "cookies.complete_all", most=1),
         Entry("udevcookies", "", "list the cookies", "cookies.cookies"),
-        Entry("stats", "...", "not implemented: use dmstats, or messages like @stats_list", "commands.stats", 0, None),
+        Entry("stats", "COMMAND [DEVICE...]", "count I/O: see below", "stats.begin", 1, None, repeats=True),
         Entry("help", "", "show this; -c: and the columns for -o, -O and -S", "commands.help_"),
     )
 }  # fmt: skip
@@ -116,6 +116,11 @@ status:  --noflush   --target TYPE   --inactive: of the staged table   --exec CO
 table:   --showkeys   --concise   --target TYPE   --inactive   --exec COMMAND
 ls:      --target TYPE   --exec COMMAND   -o devno|devname|blkdevname (deps too)
          --tree   -o [no]device,blkdevname,active,open,rw,uuid,compact,inverted,notrunc,ascii,utf,vt100
+stats:   create --areas N | --areasize SIZE   --start SECTOR --length SIZE | --segments [--alias NAME | --nogroup]
+         --bounds TIME,...   --precise   --userdata WORD   --programid WORD   --alldevices
+         delete, clear, print   --regionid N | --groupid N | --allregions   --allprograms   print --clear
+         list, report   --area   --region   --group   --histogram   --units UNIT   --nosuffix   --notimesuffix
+         report --raw --relative   group --regions N,N-N   ungroup --groupid N   (not: --filemap, update_filemap)
 columns: -c, --columns   -o, --options [+]COLUMN,...   -O, --sort [-]COLUMN,...   -S, --select CONDITION
          --noheadings   --separator TEXT   --nameprefixes   --unquoted   --rows   --unbuffered   --count N   --interval S
 names:   --manglename auto|hex|none: how odd bytes are spelled
@@ -143,13 +148,6 @@ def help_(session: Session, _arguments: Sequence[str]) -> None:
         from dmcore.cli._dmsetup.report import column_help  # noqa: PLC0415 - few need it
 
         sys.stderr.write(column_help())
-
-
-def stats(_session: Session, _arguments: Sequence[str]) -> None:
-    """stats: not ours."""
-    raise Failed(
-        "dmcore: stats is not implemented; send @stats_create and the others with 'dmcore message', or use dmstats."
-    )
 
 
 class _Usage(Exception):
@@ -180,7 +178,7 @@ def _check_output(verb: Entry, options: Options) -> None:
         from dmcore.cli._dmsetup import tree  # noqa: PLC0415 - few need it
 
         tree.parse(text or "")
-    elif text is not None and not options.has("columns") and verb.name != "splitname":
+    elif text is not None and not options.has("columns") and verb.name not in {"splitname", "stats"}:
         from dmcore.cli._dmsetup import show  # noqa: PLC0415 - most need it, but not all
 
         show.check_device_options(text)
@@ -189,6 +187,8 @@ def _check_output(verb: Entry, options: Options) -> None:
 def _reports(verb: Entry, options: Options) -> bool:
     if options.has("select") and verb.selects:
         return True
+    if verb.name == "stats":
+        return False
     return verb.name == "splitname" or (options.has("columns") and verb.name != "help")
 
 
@@ -214,6 +214,7 @@ def _turns(session: Session, verb: Entry, function: Verb, arguments: Sequence[st
     """Do the verb as often as --count and --interval say, its report after each turn."""
     left = session.options.count
     while left:
+        session.turn += 1
         failure: Failed | None = None
         try:
             _perform(session, verb, function, arguments)
@@ -232,11 +233,17 @@ def _turns(session: Session, verb: Entry, function: Verb, arguments: Sequence[st
             time.sleep(session.options.interval)
 
 
+def _stats(session: Session, words: Sequence[str]) -> Verb:
+    from dmcore.cli._dmsetup.stats import begin  # noqa: PLC0415 - few need it
+
+    return begin(session, words)
+
+
 def _start(options: Options) -> None:
     from dmcore.cli._dmsetup.session import Session  # noqa: PLC0415 - a wrong command line costs no more than it must
 
     verb, arguments = _verb(options)
-    if verb.name in {"help", "stats"}:
+    if verb.name == "help":
         verb.load()(Session(options), arguments)
         return
     try:
@@ -245,13 +252,14 @@ def _start(options: Options) -> None:
         raise Failed(*error.lines, "Couldn't process command line.") from None
     session = Session(options)
     try:
+        words, arguments = arguments, arguments[1:] if verb.name == "stats" else arguments
         no_device = not options.has("uuid") and not options.has("major")
         session.several = verb.repeats and len(arguments) != 1 and (bool(arguments) or no_device)
-        function = verb.load()
+        function = _stats(session, words) if verb.name == "stats" else verb.load()
         if _reports(verb, options):
-            from dmcore.cli._dmsetup.report import Report  # noqa: PLC0415 - few need it
+            from dmcore.cli._dmsetup.report import INFO, SPLITNAME, Report  # noqa: PLC0415 - few need it
 
-            session.report = Report(session, verb.name)
+            session.report = Report(session, SPLITNAME if verb.name == "splitname" else INFO)
             if options.has("select") and verb.selects:
                 function = _selecting(session, session.report, verb)
         _turns(session, verb, function, arguments)

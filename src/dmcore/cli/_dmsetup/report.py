@@ -15,39 +15,67 @@ from dmcore.cli._dmsetup.session import Reply
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dmcore.cli._dmsetup.columns import SplitName
+    from dmcore.cli._dmsetup.columns import Shown, SplitName
     from dmcore.cli._dmsetup.selection import Selection
     from dmcore.cli._dmsetup.session import Session
+    from dmcore.cli._dmsetup.stats_columns import Row
 
-__all__ = ["Report", "column", "column_help"]
+    Value = str | int | Shown
 
-_DEFAULT = "name,major,minor,attr,open,segments,events,uuid"
-_SPLITNAME = "vg_name,lv_name,lv_layer"
+__all__ = ["INFO", "SPLITNAME", "Form", "Report", "column_help"]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a verb's report can show.
+
+    Attributes:
+        default: The columns without -o.
+        columns: Those that there are.
+        prefix: The group that "all" stands for, and that names need not begin with; "" for every group.
+        every: Without a prefix, the groups that "all" stands for; none for every group.
+    """
+
+    default: str
+    columns: tuple[Column, ...] = COLUMNS
+    prefix: str = ""
+    every: tuple[str, ...] = ()
+
+    def find(self, name: str) -> Column | None:
+        """Return the column of a name: underscores and case do not count; None if there is none."""
+        wanted = {_canonical(name), self.prefix + _canonical(name)}
+        return next((one for one in (*SPECIAL, *self.columns) if _canonical(one.name) in wanted), None)
+
+    def group(self, name: str) -> list[Column]:
+        """Return the columns of `all`, or of `GROUP_all`."""
+        word = _canonical(name)
+        if word != "all":
+            return [one for one in self.columns if word == f"{one.group}all"]
+        groups = (self.prefix,) if self.prefix else self.every
+        return [one for one in self.columns if not groups or one.group in groups]
+
+
+INFO = Form("name,major,minor,attr,open,segments,events,uuid")
+SPLITNAME = Form("vg_name,lv_name,lv_layer", prefix="splitname")
 
 
 def _canonical(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def column(name: str) -> Column | None:
-    """Return the column of a name: underscores and case do not count; None if there is none."""
-    wanted = _canonical(name)
-    return next((one for one in (*SPECIAL, *COLUMNS) if _canonical(one.name) == wanted), None)
-
-
-def column_help(*, types: bool = False, groups: bool = True) -> str:
+def column_help(columns: tuple[Column, ...] = COLUMNS, *, types: bool = False, groups: bool = True) -> str:
     """Return the list of columns for people."""
-    wide = max(len(one.name) for one in COLUMNS)
+    wide = max(len(one.name) for one in columns)
     blocks: list[str] = []
     about = ""
-    for one in (*COLUMNS, *SPECIAL):
+    for one in (*columns, *SPECIAL):
         if GROUPS[one.group] != about:
             about = GROUPS[one.group]
             title = f"{about} Fields"
             blocks.append(f"{' ' if blocks else ''}\n{title}\n{'-' * len(title)}".lstrip("\n"))
             if groups and one.group != "special":
                 blocks.append(f"  {one.group + '_all':<{wide}} - All fields in this section.")
-        kind = f" [{'number' if one.number else 'string'}]" if types else ""
+        kind = f" [{'size' if one.size else 'number' if one.number else 'string'}]" if types else ""
         blocks.append(f"  {one.name:<{wide}} - {one.about}{kind}")
     return "\n".join(blocks) + "\n \n"
 
@@ -56,7 +84,7 @@ def column_help(*, types: bool = False, groups: bool = True) -> str:
 class _Row:
     """The values of one item."""
 
-    values: dict[Column, str | int]
+    values: dict[Column, Value]
     selected: bool
 
     def text(self, one: Column) -> str:
@@ -76,7 +104,7 @@ class Report:
 
     Args:
         session: The run.
-        verb: "splitname" has other columns by default.
+        form: What it can show.
 
     Attributes:
         quiet: Only help was asked for.
@@ -86,24 +114,29 @@ class Report:
         Failed: A column that there is not.
     """
 
-    def __init__(self, session: Session, verb: str = "info") -> None:
+    def __init__(self, session: Session, form: Form = INFO) -> None:
         options = session.options
         self.session = session
         self.quiet = False
         self.instead: Callable[[str], None] | None = None
-        self._prefix = verb if verb == "splitname" else ""
-        default = _SPLITNAME if verb == "splitname" else _DEFAULT
+        self.form = form
         asked = options.value("options")
         if asked is not None and asked.startswith("+"):
-            asked = f"{default},{asked[1:]}"
-        self.columns = self._columns(default if asked is None else asked)
+            asked = f"{form.default},{asked[1:]}"
+        self.columns = self._columns(form.default if asked is None else asked)
         self.keys = self._keys(options.value("sort") or "")
         self.rows: list[_Row] = []
         self.selection = self._selection(options.value("select") or "")
         self._layout()
         if any(one.name in {"help", "?"} for one in self.columns):
-            sys.stderr.write(column_help())
+            sys.stderr.write(column_help(form.columns))
             self.quiet = True
+
+    @property
+    def wanted(self) -> list[Column]:
+        """The columns whose values are needed: to show, to sort by, to select by."""
+        wanted = [*self.columns, *(key.column for key in self.keys)]
+        return [*wanted, *(self.selection.columns if self.selection else [])]
 
     def _layout(self) -> None:
         given = self.session.options.has
@@ -118,21 +151,12 @@ class Report:
     def _columns(self, text: str) -> list[Column]:
         found: list[Column] = []
         for word in filter(None, text.split(",")):
-            one = column(word)
-            if one is not None:
-                found.append(one)
-                continue
-            several = self._all(_canonical(word))
+            one = self.form.find(word)
+            several = [one] if one is not None else self.form.group(word)
             if not several:
-                raise Failed(*column_help().splitlines(), f"Unrecognised field: {word}")
+                raise Failed(*column_help(self.form.columns).splitlines(), f"Unrecognised field: {word}")
             found += several
         return found
-
-    def _all(self, word: str) -> list[Column]:
-        """Return the columns of `all`, or of `GROUP_all`."""
-        if word == "all":
-            return [one for one in COLUMNS if not self._prefix or one.group == self._prefix]
-        return [one for one in COLUMNS if word == f"{one.group}all"]
 
     def _keys(self, text: str) -> list[_Key]:
         keys: list[_Key] = []
@@ -140,9 +164,10 @@ class Report:
             name = word.removeprefix("-") if word.startswith("-") else word.removeprefix("+")
             if not name:
                 raise Failed("dm_report: Missing sort field name")
-            one = column(name)
+            one = self.form.find(name)
             if one is None:
-                raise Failed(*column_help().splitlines(), f"dm_report: Unrecognised field: {word}")
+                lines = column_help(self.form.columns).splitlines()
+                raise Failed(*lines, f"dm_report: Unrecognised field: {word}")
             if any(key.column is one for key in keys):
                 sys.stderr.write(f"dm_report: Ignoring duplicate sort field: {one.name}.\n")
                 continue
@@ -155,20 +180,18 @@ class Report:
         from dmcore.cli._dmsetup import selection  # noqa: PLC0415 - only for -S
 
         if text.lower() in {"help", "?"}:
-            sys.stderr.write(column_help(types=True, groups=False) + selection.HELP)
+            sys.stderr.write(column_help(self.form.columns, types=True, groups=False) + selection.HELP)
             self.quiet = True
             return None
-        return selection.parse(text)
+        return selection.parse(text, self.form)
 
-    def _evaluate(self, session: Session, subject: Reply | SplitName) -> _Row:
-        """Return the row of a device or a name, and whether it is selected."""
+    def _evaluate(self, session: Session, subject: Reply | SplitName | Row) -> _Row:
+        """Return the row of a subject, and whether it is selected."""
         item = Item(session, subject)
-        wanted = [*self.columns, *(key.column for key in self.keys)]
-        wanted += self.selection.columns if self.selection else []
-        values = {one: _value(one, item) for one in dict.fromkeys(wanted)}
+        values = {one: _value(one, item) for one in dict.fromkeys(self.wanted)}
         return _Row(values, self.selection.accepts(values) if self.selection else True)
 
-    def add(self, session: Session, subject: Reply | SplitName) -> None:
+    def add(self, session: Session, subject: Reply | SplitName | Row) -> None:
         """Add a row; print it at once if the report is not to be buffered."""
         if self.quiet:
             return
@@ -230,7 +253,7 @@ class Report:
         return padding + text if one.number else text + padding
 
 
-def _value(one: Column, item: Item) -> str | int:
+def _value(one: Column, item: Item) -> Value:
     try:
         return one.value(item)
     except Failed as error:
@@ -239,9 +262,11 @@ def _value(one: Column, item: Item) -> str | int:
         ) from None
 
 
-def _order(row: _Row, one: Column) -> tuple[int, bytes]:
+def _order(row: _Row, one: Column) -> tuple[float, bytes]:
     """Return what a row is sorted by: numbers as unsigned 64 bits, text by its bytes."""
     if one.name == "selected":
         return int(row.selected), b""
     value = row.values[one]
-    return (value % (1 << 64), b"") if isinstance(value, int) else (0, encode_text(value))
+    if isinstance(value, str):
+        return 0, encode_text(value)
+    return (value % (1 << 64) if isinstance(value, int) else value.number), b""

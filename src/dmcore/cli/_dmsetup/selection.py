@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from dmcore.cli._dmsetup.failed import Failed
-from dmcore.cli._dmsetup.report import column, column_help
+from dmcore.cli._dmsetup.report import column_help
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from dmcore.cli._dmsetup.columns import Column
+    from dmcore.cli._dmsetup.columns import Column, Shown
+    from dmcore.cli._dmsetup.report import Form
+
+    Values = Mapping[Column, str | int | Shown]
 
 __all__ = ["HELP", "Selection", "parse"]
 
@@ -41,7 +44,7 @@ _TIME = frozenset({"since", "after", "until", "before"})
 class Term(Protocol):
     """A condition."""
 
-    def accepts(self, values: Mapping[Column, str | int]) -> bool:
+    def accepts(self, values: Values) -> bool:
         """Whether a row with these values meets it."""
         ...
 
@@ -54,7 +57,7 @@ class _Matches:
     pattern: re.Pattern[str]
     found: bool
 
-    def accepts(self, values: Mapping[Column, str | int]) -> bool:
+    def accepts(self, values: Values) -> bool:
         return (self.pattern.search(str(values[self.column])) is not None) == self.found
 
 
@@ -66,11 +69,11 @@ class _Equals:
     text: str
     equal: bool
 
-    def accepts(self, values: Mapping[Column, str | int]) -> bool:
-        return (values[self.column] == self.text) == self.equal
+    def accepts(self, values: Values) -> bool:
+        return (str(values[self.column]) == self.text) == self.equal
 
 
-_COMPARE: dict[str, Callable[[int, int], bool]] = {
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
     "=": operator.eq, "!=": operator.ne, ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le,
 }  # fmt: skip
 
@@ -80,11 +83,14 @@ class _Compares:
     """A number is equal, less or more; negative ones count as unsigned of 64 bits."""
 
     column: Column
-    compare: Callable[[int, int], bool]
-    number: int
+    compare: Callable[[float, float], bool]
+    number: float
 
-    def accepts(self, values: Mapping[Column, str | int]) -> bool:
-        return self.compare(int(values[self.column]) % (1 << 64), self.number)
+    def accepts(self, values: Values) -> bool:
+        value = values[self.column]
+        if isinstance(value, str | int):
+            return self.compare(int(value) % (1 << 64), self.number)
+        return self.compare(value.number, self.number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,7 @@ class _Several:
     terms: tuple[Term, ...]
     every: bool
 
-    def accepts(self, values: Mapping[Column, str | int]) -> bool:
+    def accepts(self, values: Values) -> bool:
         met = (term.accepts(values) for term in self.terms)
         return all(met) if self.every else any(met)
 
@@ -101,7 +107,7 @@ class _Several:
 class _Negated:
     term: Term
 
-    def accepts(self, values: Mapping[Column, str | int]) -> bool:
+    def accepts(self, values: Values) -> bool:
         return not self.term.accepts(values)
 
 
@@ -117,7 +123,7 @@ class Selection:
     term: Term
     columns: list[Column]
 
-    def accepts(self, values: Mapping[Column, str | int]) -> bool:
+    def accepts(self, values: Values) -> bool:
         """Whether a row with these values is selected."""
         return self.term.accepts(values)
 
@@ -125,8 +131,9 @@ class Selection:
 class _Parser:
     """Reads a selection from left to right."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, form: Form) -> None:
         self.text = text
+        self.form = form
         self.place = 0
         self.columns: list[Column] = []
 
@@ -175,9 +182,9 @@ class _Parser:
         match = self.take(_FIELD)
         if match is None:
             raise self.wrong("Expecting field name", at=start)
-        one = column(match["name"])
+        one = self.form.find(match["name"])
         if one is None:
-            lines = column_help(types=True, groups=False).splitlines()
+            lines = column_help(self.form.columns, types=True, groups=False).splitlines()
             raise self.wrong(*lines, f"Unrecognised selection field: {match['name']}", at=start)
         if one.name in {"help", "?", "selected"}:
             raise self.wrong(f"Selection field is uncomparable: {match['name']}.", at=start)
@@ -204,8 +211,19 @@ class _Parser:
         match = self.take(_NUMBER)
         if match is None:
             raise self.wrong(f"Failed to parse numeric value for selection field {one.name}.", at=start)
+        if one.size:
+            return _Compares(one, _COMPARE[sign], self._sectors(match[0]))
         digits = match[0].partition(".")[0]
         return _Compares(one, _COMPARE[sign], min(int(digits[:40] or "0"), (1 << 64) - 1))
+
+    def _sectors(self, digits: str) -> float:
+        """Return the sectors of a size, which counts mebibytes if no unit stands behind it."""
+        from dmcore.cli._dmsetup.stats_units import take_factor  # noqa: PLC0415 - only `stats` has sizes
+
+        unit = take_factor(self.text[self.place :])
+        self.place += unit[2] if unit else 0
+        whole, _, part = digits.partition(".")
+        return float(f"{whole or 0}.{part.partition('.')[0] or 0}") * (unit[0] if unit else 1 << 20) / 512
 
     def _string(self, one: Column, end: str, start: str) -> str:
         """Return the value here: up to `end` if it is quoted, else up to an operator or a blank."""
@@ -237,13 +255,17 @@ def _quote(text: str) -> str:
     return text[0] if text[:1] in {'"', "'"} else ""
 
 
-def parse(text: str) -> Selection:
+def parse(text: str, form: Form) -> Selection:
     """Return the selection that -S says.
+
+    Args:
+        text: What it says.
+        form: The columns that there are.
 
     Raises:
         Failed: Where it makes no sense.
     """
-    parser = _Parser(text)
+    parser = _Parser(text, form)
     term = parser.either()
     if rest := parser.rest():
         raise parser.wrong("Expecting logical operator", at=rest)

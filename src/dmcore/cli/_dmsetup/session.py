@@ -108,6 +108,7 @@ class Session:
         several: Whether the verb is about more than one device, so that each line says which.
         report: Where the verb's rows go; None where it prints no columns.
         concise_begun: Whether a concise specification was begun on stdout.
+        turn: How many times the verb was begun: --count and --interval repeat it.
     """
 
     def __init__(self, options: Options) -> None:
@@ -116,6 +117,7 @@ class Session:
         self.several = False
         self.report: Report | None = None
         self.concise_begun = False
+        self.turn = 0
         self._disabled = "DM_DISABLE_UDEV" in os.environ
 
     @cached_property
