@@ -82,7 +82,7 @@ KERNELS ?= uml-6.1 uml-6.12 uml-7.2
 crash-campaign: export PYTEST_DM_CRASH_SEEDS = 10
 crash-campaign: export PYTEST_DM_CRASH_EXAMPLES = 100
 crash-campaign: $(VENV)/.test
-	$(BIN)/pytest tests/crash/test_programs.py tests/crash/test_foresight.py -m "not dm"
+	$(BIN)/pytest tests/crash/test_programs.py tests/crash/test_foresight.py tests/crash/test_guests.py -m "not dm"
 	$(BIN)/pytest tests/crash -m dm --dm-vm=uml $(KERNELS:%=--dm-kernel=%) --dm-timeout=3600 -rP -o faulthandler_timeout=0
 
 # What reads hostile metadata, guided by coverage (atheris): SECONDS for each format, or for FORMAT=thin only. Failing inputs are kept in .fuzz.

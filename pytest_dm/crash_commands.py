@@ -1,11 +1,15 @@
-"""The commands `pytest-dm explore` and `pytest-dm replay`: crash states of any log-writes log, without a kernel or root."""
+"""The commands `pytest-dm explore` and `pytest-dm replay`: crash states of any log-writes log, without root.
+
+File systems that only a kernel recovers are mounted in guests (`pytest_dm.crash.guests`).
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +17,11 @@ from dmcore.errors import DmError, SpecError
 from dmcore.units import parse_size
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Generator
+    from contextlib import AbstractContextManager
+    from typing import Any
 
+    from dmcore.crash.checkers import FileSystem
     from dmcore.crash.explore import Progress
     from dmcore.crash.log import CrashLog
 
@@ -41,7 +47,12 @@ def add_explore(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace
     )
     parser.add_argument("--max-seconds", type=float, metavar="N", help="when to stop")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random choices (default 0)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes, or guests where states are mounted (default: one per core)",
+    )
     parser.add_argument(
         "--json", type=Path, metavar="OUT", help="write all that was found here; - for standard output"
     )
@@ -107,6 +118,23 @@ def _source(parser: argparse.ArgumentParser) -> None:
         help="bytes of a sector that is written whole or not (default: the log's sectors)",
     )
     parser.add_argument("--salvage", action="store_true", help="use what stands before a damaged entry")
+    parser.add_argument(
+        "--kernel", metavar="NAME|PATH",
+        help="guest kernel that mounts the states; xfs, btrfs and f2fs are mounted anyway (default: the usual one here), "
+        "ext2, ext3 and ext4 need none",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mount-options", default="", metavar="OPTS", help="as for mount -o, where states are mounted"
+    )
+    parser.add_argument("--memory", type=int, default=1024, metavar="MB", help="of a guest (default 1024)")
+    parser.add_argument(
+        "--share", type=_share, help=argparse.SUPPRESS
+    )  # given in a guest: which part it judges
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    return int(number), int(count)
 
 
 @contextmanager
@@ -157,7 +185,9 @@ def _save(path: Path | None, value: object) -> None:
         path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
-_KEPT = ("base", "size", "fs", "level", "times", "window", "torn", "salvage", "oracle", "oracle_timeout")
+_KEPT = (
+    "base", "size", "fs", "level", "times", "window", "torn", "salvage", "oracle", "oracle_timeout", "kernel", "mount_options",
+)  # fmt: skip
 """Options that a state's id and verdict depend on; `explore` saves them for `replay`."""
 
 
@@ -174,7 +204,14 @@ def _recall(arguments: argparse.Namespace) -> None:
             "run", str(arguments.from_run), f"is not what explore --json writes: {error!r}"
         ) from None
     arguments.log = arguments.log or log
-    defaults = {"fs": "none", "level": "L1", "window": 6, "salvage": False, "oracle_timeout": 60}
+    defaults = {
+        "fs": "none",
+        "level": "L1",
+        "window": 6,
+        "salvage": False,
+        "oracle_timeout": 60,
+        "mount_options": "",
+    }
     for name in _KEPT:
         if getattr(arguments, name) == defaults.get(name) and name in options:
             setattr(arguments, name, options[name])
@@ -188,14 +225,24 @@ def _replay(arguments: argparse.Namespace) -> int:
         return _FAILED
 
 
+def _filesystem(arguments: argparse.Namespace, log: CrashLog) -> AbstractContextManager[FileSystem]:
+    """Return what recovers the states: mounts in a guest, tools elsewhere."""
+    from dmcore.crash.filesystems import filesystem  # noqa: PLC0415 - each command brings its own
+    from pytest_dm.crash import guests  # noqa: PLC0415 - the same
+
+    if arguments.share is None:
+        return nullcontext(filesystem(arguments.fs))
+    return guests.mounting(arguments.fs, arguments.mount_options, log.sector_size)
+
+
 def _replayed(arguments: argparse.Namespace) -> int:
     from dmcore.crash.checkers import NoFileSystem  # noqa: PLC0415 - each command brings its own
     from dmcore.crash.epochs import read_times, timeline  # noqa: PLC0415 - the same
     from dmcore.crash.explore import replay  # noqa: PLC0415 - the same
-    from dmcore.crash.filesystems import filesystem  # noqa: PLC0415 - the same
     from dmcore.crash.materialise import write_image  # noqa: PLC0415 - the same
     from dmcore.crash.oracles import CommandOracle  # noqa: PLC0415 - the same
     from dmcore.crash.states import parse_state  # noqa: PLC0415 - the same
+    from pytest_dm.crash import guests  # noqa: PLC0415 - the same
 
     _recall(arguments)
     if arguments.log is None:
@@ -214,10 +261,12 @@ def _replayed(arguments: argparse.Namespace) -> int:
         if arguments.image is not None:
             write_image(log, line, state, arguments.image, torn_size)
             sys.stderr.write(f"{arguments.image}: the disk as the power cut left it\n")
-        fs = filesystem(arguments.fs)
-        if isinstance(fs, NoFileSystem) and oracle is None:
-            return 0
-        replayed = replay(log, line, state, filesystem=fs, oracle=oracle, torn_size=torn_size)
+        if guests.wants_guest(arguments):
+            return guests.replay(arguments)
+        with _filesystem(arguments, log) as fs:
+            if isinstance(fs, NoFileSystem) and oracle is None:
+                return 0
+            replayed = replay(log, line, state, filesystem=fs, oracle=oracle, torn_size=torn_size)
         if replayed is None:
             sys.stderr.write(f"{state}: sound\n")
             return 0
@@ -250,9 +299,23 @@ def _explore(arguments: argparse.Namespace) -> int:
 
 
 def _explored(arguments: argparse.Namespace) -> int:
+    from pytest_dm.crash import guests  # noqa: PLC0415 - each command brings its own
+
+    options = {name: getattr(arguments, name) for name in _KEPT}
+    if guests.wants_guest(arguments):
+        result = {**guests.explore(arguments), "options": options}
+    else:
+        result = {**_explored_here(arguments), "options": options}
+    _save(arguments.json, result)
+    if arguments.share is None:
+        _tell(result)
+    return _FOUND if result["violations"] else _FAILED if result["error"] else 0
+
+
+def _explored_here(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what was found, as JSON has it."""
     from dmcore.crash.epochs import read_times  # noqa: PLC0415 - each command brings its own
     from dmcore.crash.explore import explore  # noqa: PLC0415 - the same
-    from dmcore.crash.filesystems import filesystem  # noqa: PLC0415 - the same
     from dmcore.crash.oracles import CommandOracle  # noqa: PLC0415 - the same
     from dmcore.crash.report import to_json  # noqa: PLC0415 - the same
 
@@ -262,28 +325,30 @@ def _explored(arguments: argparse.Namespace) -> int:
         else CommandOracle(arguments.oracle, timeout=arguments.oracle_timeout)
     )
     meter = _Meter(quiet=arguments.quiet)
-    with _opened(arguments) as log:
+    with _opened(arguments) as log, _filesystem(arguments, log) as fs:
         times = None if arguments.times is None else read_times(arguments.times, len(log.index))
         found = explore(
-            log, level=arguments.level, filesystem=filesystem(arguments.fs), oracle=oracle,
+            log, level=arguments.level, filesystem=fs, oracle=oracle, share=arguments.share or (0, 1),
             max_states=arguments.max_states, max_seconds=arguments.max_seconds, seed=arguments.seed,
             torn=_torn(arguments.torn), times=times, window=arguments.window, workers=arguments.workers, progress=meter,
         )  # fmt: skip
         meter.end()
-        result = {**to_json(log, found), "options": {name: getattr(arguments, name) for name in _KEPT}}
-    _save(arguments.json, result)
-    for warning in found.warnings:
+        return to_json(log, found)
+
+
+def _tell(result: dict[str, Any]) -> None:
+    """Say on standard error what was found."""
+    for warning in result["warnings"]:
         sys.stderr.write(f"pytest-dm: warning: {warning}\n")
-    for proof in found.proofs:
-        state = proof.minimal.state
-        sys.stderr.write(f"\n{proof.minimal.problem.kind}{', torn' if state.torn else ''}: {state}\n")
-        sys.stderr.writelines(f"  {line}\n" for line in proof.words)
-    if found.proofs:
+    for proof in result.get("minimal", ()):
+        sys.stderr.write(f"\n{proof['kind']}{', torn' if proof['torn'] else ''}: {proof['id']}\n")
+        sys.stderr.writelines(f"  {line}\n" for line in proof["words"])
+    if result.get("minimal"):
         sys.stderr.write("\n")
-    for error in found.errors[:3]:
+    for error in result["errors"][:3]:
         sys.stderr.write(f"pytest-dm: {error}\n")
-    sys.stderr.write(
-        f"{found.checked} distinct states of {found.generated} checked in {found.seconds:.1f} s at {found.timeline.level}, "
-        f"seed {found.seed}: {result['violating']} fail, {result['violating_torn']} more torn ones do\n"
-    )
-    return _FOUND if found.findings else _FAILED if found.errors else 0
+    if "level" in result:
+        sys.stderr.write(
+            f"{result['checked']} distinct states of {result['generated']} checked in {result['seconds']:.1f} s at "
+            f"{result['level']}, seed {result['seed']}: {result['violating']} fail, {result['violating_torn']} more torn ones do\n"
+        )

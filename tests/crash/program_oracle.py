@@ -1,6 +1,6 @@
 """Oracles of the programs of tests/tools/capture_crash.py, which read the image by debugfs, with no mount.
 
-As a command: PROGRAM IMAGE ACKNOWLEDGED.
+As a command: PROGRAM IMAGE ACKNOWLEDGED [MOUNTPOINT]; where the image is mounted, it is read there.
 """
 
 import hashlib
@@ -67,11 +67,13 @@ def read(path):
 PROGRAMS = {"rename": rename, "replaced": replaced, "records": records, "database": database}
 
 
-def judge(program, image, acknowledged):
+def judge(program, image, acknowledged, mountpoint=""):
     """Return what is wrong with an image; "" for nothing."""
     if program == "database" and "begin" not in acknowledged:
         return ""
     last = max((int(name.partition("-")[2]) for name in acknowledged if name.startswith("put-")), default=-1)
+    if mountpoint:
+        return PROGRAMS[program](Path(mountpoint), last)
     with tempfile.TemporaryDirectory(dir=Path(image).parent) as folder:
         subprocess.run(
             ["debugfs", "-R", f"rdump / {folder}", image], capture_output=True, check=True,
@@ -81,7 +83,7 @@ def judge(program, image, acknowledged):
 
 
 if __name__ == "__main__":
-    said = judge(sys.argv[1], sys.argv[2], [name for name in sys.argv[3].split(",") if name])
+    said = judge(sys.argv[1], sys.argv[2], [name for name in sys.argv[3].split(",") if name], *sys.argv[4:])
     if said:
         print(said)
         sys.exit(1)

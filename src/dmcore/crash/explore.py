@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Exploration", "Finding", "Progress", "explore", "first_sound", "replay", "scratch_folder"]
 
+_SHARED = 16
+"""Distinct states in a row that one of several machines judges: neighbours often recover to the same image."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -171,6 +174,7 @@ def explore(
     times: Sequence[Times] | None = None,
     window: int = 6,
     workers: int | None = None,
+    share: tuple[int, int] = (0, 1),
     folder: str | os.PathLike[str] | None = None,
     minimise: bool = True,
     progress: Callable[[Progress], None] | None = None,
@@ -194,6 +198,8 @@ def explore(
         times: For L2: of each entry.
         window: For L3: how many flushes back a write may be lost.
         workers: Processes; None for one per core that this one may use, 0 for none.
+        share: Which part of the distinct states to judge, from 0, of how many: explorations with the same arguments on several
+            machines judge each state on one of them.
         folder: Where images go; None for one that is made and removed.
         minimise: Whether to look for the smallest proofs.
         progress: Called a few times a second, and at the end.
@@ -206,6 +212,8 @@ def explore(
     torn_size = _torn_size(torn, log.sector_size)
     if max_states is not None and max_states < 1:
         raise SpecError("max_states", max_states, "must be at least 1")
+    if not 0 <= share[0] < share[1]:
+        raise SpecError("share", share, "is a number from 0, and of how many")
     fs = filesystem or NoFileSystem()
     make = checker or (lambda: Pipeline(fs, oracle))
     began = time.monotonic()
@@ -218,7 +226,16 @@ def explore(
         )
         atomic = fs.atomic if torn is None else ()
         families = Families(line, torn_size, seed, max_states, first, atomic)
-        run_ = _Run(log, found, families, max_seconds, progress, apart=torn is None, stop_after=stop_after)
+        run_ = _Run(
+            log,
+            found,
+            families,
+            max_seconds,
+            progress,
+            apart=torn is None,
+            stop_after=stop_after,
+            share=share,
+        )
 
         def tester(name: str) -> Tester:
             return Tester(log, line, make(), home, torn_size=torn_size, name=name)
@@ -339,6 +356,7 @@ class _Run:
         *,
         apart: bool,
         stop_after: int | None,
+        share: tuple[int, int],
     ) -> None:
         self._log = log
         self._found = found
@@ -352,7 +370,9 @@ class _Run:
         self._told = 0.0
         self._family = ""
         self._apart = apart
+        self._share, self._shares = share
         self._seen: dict[int, int] = {}
+        self._others: set[int] = set()
         self._judged: set[int] = set()
         self._failed: dict[int, Finding] = {}
         self._stopped = False
@@ -378,12 +398,8 @@ class _Run:
             self._found.generated += 1
             self._ids.goto(state.epoch)
             job = Job(state, epochs[state.epoch].marks, self._ids.of(state))
-            known = self._seen.get(job.image)
-            if known is None:
-                self._found.distinct += 1
-            elif known >= job.marks:
+            if not self._news(job):
                 continue
-            self._seen[job.image] = job.marks
             if boundaries is not None:
                 boundaries.pop(job.image, None)
                 boundaries[job.image] = job
@@ -391,6 +407,18 @@ class _Run:
                 yield job
         if boundaries is not None:
             yield from self._kept(boundaries)
+
+    def _news(self, job: Job) -> bool:
+        """Whether a state, of those that are this exploration's share, says more than those before it; note that it was seen."""
+        known = self._seen.get(job.image)
+        if known is None:
+            if self._found.distinct // _SHARED % self._shares != self._share:
+                self._others.add(job.image)
+            self._found.distinct += 1
+        elif known >= job.marks:
+            return False
+        self._seen[job.image] = job.marks
+        return job.image not in self._others
 
     def _kept(self, jobs: dict[int, Job]) -> Iterator[Job]:
         for job in jobs.values():
@@ -449,5 +477,5 @@ class _Run:
         )
 
 
-def _by_time(finding: Finding) -> tuple[int, int, int]:
-    return finding.state.epoch, len(finding.state.torn), finding.state.present
+def _by_time(finding: Finding) -> tuple[int, int, int, str]:
+    return finding.state.epoch, len(finding.state.torn), finding.state.present, str(finding.state)

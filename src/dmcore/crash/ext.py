@@ -82,7 +82,7 @@ class Ext:
             raise Unsupported(
                 "a kernel that mounts ext4 with fast_commit",
                 "e2fsck does not replay fast commits as the kernel does",
-                "pytest --dm-vm, with the dm_crash fixture",
+                "pytest-dm explore --kernel NAME, which mounts it in a guest, or the dm_crash fixture",
             )
         if incompat & _NEEDS_RECOVERY:
             status, text = self._run("-E", "journal_only", "-y", image)

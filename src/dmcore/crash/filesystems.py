@@ -35,7 +35,7 @@ def filesystem(name: str, *, timeout: float = 120) -> FileSystem:
         raise Unsupported(
             f"a kernel that mounts {name}",
             "only a mount replays its log",
-            "pytest --dm-vm, with the dm_crash fixture",
+            "pytest-dm explore, which mounts it in a guest, or the dm_crash fixture",
         )
     raise SpecError("fs", name, f"is one of {', '.join(NAMES)}")
 

@@ -14,9 +14,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dmcore.crash.sparse import copy_sparse, extents, write_all, write_zeros
+from dmcore.crash.sparse import copy_sparse, extents
 from dmcore.crash.states import state_pieces
 from dmcore.kernel.compare import Pair
+from dmcore.kernel.files import write_all, write_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

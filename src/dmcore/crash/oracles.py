@@ -29,7 +29,7 @@ __all__ = ["CallableOracle", "CommandOracle"]
 _LONGEST = 100_000
 """Bytes of an argument or a variable up to which the kernel is sure to take it (MAX_ARG_STRLEN is 131072)."""
 _SHELL = re.compile(r"[|&;<>()$`\\\"'*?#~=%\n]")
-_PLACES = ("image", "acknowledged", "started", "acknowledged_file", "started_file", "id")
+_PLACES = ("image", "mountpoint", "acknowledged", "started", "acknowledged_file", "started_file", "id")
 _PLACE = re.compile(r"\{(" + "|".join(_PLACES) + r")\}")
 _GATE = "read -r go || exit 99\nexec </dev/null"
 """What the shell does first: wait until the command is guarded. If this process is killed before that, `read` fails."""
@@ -48,6 +48,7 @@ class CommandOracle:
 
     ======================== ==========================================================================================
     ``{image}``              path of the image of the state; the command may change it
+    ``{mountpoint}``         where its file system is mounted; empty if it is not
     ``{acknowledged}``       names of the acknowledged marks in order, with commas between; one argument, empty for
                              none; over 100,000 bytes ``@`` and the path of a file that has them, a name a line
     ``{started}``            the same, of operations that were started and not acknowledged
@@ -55,7 +56,7 @@ class CommandOracle:
     ``{id}``                 id of the state
     ======================== ==========================================================================================
 
-    The environment has the same: DM_IMAGE, DM_ACKNOWLEDGED, DM_STARTED, DM_STATE. A command with a character that means something to a shell is run by /bin/sh, values quoted;
+    The environment has the same: DM_IMAGE, DM_MOUNTPOINT, DM_ACKNOWLEDGED, DM_STARTED, DM_STATE. A command with a character that means something to a shell is run by /bin/sh, values quoted;
     any other directly. It runs where this program was started, with nothing to read on standard input.
 
     Args:
@@ -81,6 +82,7 @@ class CommandOracle:
         """Run the command on a state."""
         with self._values(state) as values:
             environment = {**os.environ, "DM_IMAGE": str(state.image), "DM_STATE": state.id,
+                           "DM_MOUNTPOINT": values["mountpoint"],
                            "DM_ACKNOWLEDGED": values["acknowledged"], "DM_STARTED": values["started"]}  # fmt: skip
             if self._words is None:
                 words = [f"{_GATE}\n{_fill(self.command, values, shlex.quote)}"]
@@ -120,7 +122,7 @@ class CommandOracle:
 
     @contextmanager
     def _values(self, state: CrashState) -> Generator[dict[str, str]]:
-        values = {"image": str(state.image), "id": state.id}
+        values = {"image": str(state.image), "id": state.id, "mountpoint": str(state.mountpoint or "")}
         lists = {"acknowledged": state.acknowledged, "started": state.started}
         files: list[Path] = []
         try:

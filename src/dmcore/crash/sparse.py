@@ -1,4 +1,4 @@
-"""Sparse files: what of them is data, copies and zeros that keep holes."""
+"""Sparse files: what of them is data, and copies that keep holes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from dmcore.kernel.libc import punch_hole
+from dmcore.kernel.files import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["copy_sparse", "extents", "write_all", "write_zeros"]
+__all__ = ["copy_sparse", "extents"]
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 17
+_ZEROS = bytes(_CHUNK)
 
 
 def extents(fd: int, end: int, offset: int = 0) -> Iterator[tuple[int, int]]:
@@ -31,39 +32,17 @@ def extents(fd: int, end: int, offset: int = 0) -> Iterator[tuple[int, int]]:
 
 
 def copy_sparse(source: int, target: int, end: int) -> None:
-    """Copy a file to an empty one up to byte `end`, holes as holes; `target` gets that size."""
+    """Copy a file to an empty one up to byte `end`, holes as holes; `target` gets that size.
+
+    Zeros become holes, too: not every file system says where its holes are (a host's, as a guest sees it).
+    """
     for start, stop in extents(source, end):
         offset = start
         while offset < stop:
             data = os.pread(source, min(_CHUNK, stop - offset), offset)
             if not data:
                 break
-            write_all(target, data, offset)
+            if data != (_ZEROS if len(data) == _CHUNK else bytes(len(data))):
+                write_all(target, data, offset)
             offset += len(data)
     os.ftruncate(target, end)
-
-
-def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`.
-
-    Raises:
-        OSError: ENOSPC and the like; a part may be written.
-    """
-    done = os.pwrite(fd, data, offset)
-    while done < len(data):
-        done += os.pwrite(fd, memoryview(data)[done:], offset + done)
-
-
-def write_zeros(fd: int, offset: int, length: int) -> None:
-    """Make bytes of a file zeros: a hole where the file system can, else written.
-
-    Raises:
-        OSError: ENOSPC and the like.
-    """
-    try:
-        punch_hole(fd, offset, length)
-    except OSError as error:
-        if error.errno != errno.EOPNOTSUPP:
-            raise
-        for at in range(offset, offset + length, _CHUNK):
-            write_all(fd, bytes(min(_CHUNK, offset + length - at)), at)

@@ -1,12 +1,11 @@
 """Replay a log-writes log onto an image or a device.
 
-Writes go in the order of the log. A discard makes its range read as zeros, always: a hole in a file, zeros that the kernel
+The target gets what the writes in the order of the log leave; what a later one overwrites may never be written. A discard makes its range read as zeros, always: a hole in a file, zeros that the kernel
 writes on a device (BLKZEROOUT), since what a device gives after a discard is its own business.
 """
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import stat
@@ -14,8 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dmcore.errors import FormatError, SpecError
 from dmcore.formats.log_writes import LogFlag
-from dmcore.kernel.block import BlockFile
-from dmcore.kernel.libc import punch_hole
+from dmcore.kernel.files import MOST_PARTS, write_parts, write_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,9 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Replayed", "replay"]
 
-_WINDOW = 64 << 20
-_CHUNK = 1 << 20
-_EVERY = 8192
+_WINDOW = 256 << 20
+"""Bytes of the log after which what is waiting is written, and forgotten by this process' page tables."""
+_MOST = 1 << 16
+"""Writes that may wait."""
 
 
 class Replayed(NamedTuple):
@@ -72,7 +71,7 @@ def replay(
 
     Raises:
         FormatError: The log was cut since it was indexed.
-        OSError: The target cannot be written; what came before is.
+        OSError: The target cannot be written; a part may be.
         SpecError: No such entries, or they reach past the end of a device.
     """
     count = len(index)
@@ -85,87 +84,120 @@ def replay(
     except FileNotFoundError:
         special, flags = False, flags | os.O_CREAT
     job = _Job(start, stop, discards, progress)
-    if special:
-        return _to_device(index, target, job)
-    fd = os.open(target, flags, 0o666)
     try:
-        return _to_file(index, fd, job)
-    finally:
-        os.close(fd)
+        if special:
+            return _to_device(index, target, job)
+        fd = os.open(target, flags, 0o666)
+        try:
+            return _to_file(index, fd, job)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
+        raise
 
 
 def _to_file(index: LogIndex, fd: int, job: _Job) -> Replayed:
-    start, stop, discards, progress = job
     size = max(os.fstat(fd).st_size, index.extent)
     os.ftruncate(fd, size)
-    if start == stop or not size:
-        return Replayed(stop - start, 0, 0)
-    written = discarded = 0
-    discard, unit = int(LogFlag.DISCARD), index.sector_size
-    log = os.open(index.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        end = os.lseek(log, 0, os.SEEK_END)
-        with mmap.mmap(log, end, access=mmap.ACCESS_READ) as source, mmap.mmap(fd, size) as target:
-            shown = 0
-            for sector, count, flags, at in index.columns(start, stop):
-                if not count:
-                    continue
-                offset, length = sector * unit, count * unit
-                if flags & discard:
-                    if discards:
-                        _zero(fd, target, offset, length)
-                        discarded += length
-                    continue
-                behind = at + length
-                if behind > end:
-                    what = f"the log ends at byte {end}, within the data of an entry"
-                    raise FormatError(what, at)
-                target[offset : offset + length] = source[at:behind]
-                written += length
-                if at - shown > _WINDOW:
-                    source.madvise(mmap.MADV_DONTNEED, 0, at // mmap.PAGESIZE * mmap.PAGESIZE)
-                    shown = at
-                    if progress is not None:
-                        progress(at, end)
-    finally:
-        os.close(log)
+    done = _apply(index, fd, job, lambda offset, length: write_zeros(fd, offset, length))
     os.fsync(fd)
-    return Replayed(stop - start, written, discarded)
-
-
-def _zero(fd: int, target: mmap.mmap, offset: int, length: int) -> None:
-    try:
-        punch_hole(fd, offset, length)
-    except OSError as error:
-        if error.errno != errno.EOPNOTSUPP:
-            raise
-        for at in range(offset, offset + length, _CHUNK):
-            part = min(_CHUNK, offset + length - at)
-            target[at : at + part] = bytes(part)
+    return done
 
 
 def _to_device(index: LogIndex, path: Path, job: _Job) -> Replayed:
-    start, stop, discards, progress = job
-    written = discarded = 0
+    from dmcore.kernel.block import BlockFile  # noqa: PLC0415 - files need none
+
     with BlockFile(path, direct=False) as target:
         if target.size < index.extent:
             raise SpecError(
                 "target", str(path), f"is of {target.size} bytes, the log writes up to {index.extent}"
             )
-        for entry in range(start, stop):
-            offset, length = index.extent_of(entry)
-            if not length:
-                continue
-            if index.flags(entry) & LogFlag.DISCARD:
-                if discards:
-                    target.write_zeroes(offset, length)
-                    discarded += length
-                continue
-            at = index.data_offset(entry)
-            for done in range(0, length, _CHUNK):
-                target.write(offset + done, index.read(at + done, min(_CHUNK, length - done)))
-            written += length
-            if progress is not None and not entry % _EVERY:
-                progress(at, index.size)
+        done = _apply(index, target.fileno(), job, target.write_zeroes)
         target.flush()
-    return Replayed(stop - start, written, discarded)
+    return done
+
+
+def _apply(index: LogIndex, fd: int, job: _Job, zero: Callable[[int, int], None]) -> Replayed:
+    """Write what the entries of a job write; `zero` makes bytes of the target zeros."""
+    start, stop, discards, progress = job
+    written = discarded = 0
+    discard, unit = int(LogFlag.DISCARD), index.sector_size
+    log = os.open(index.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        end = os.lseek(log, 0, os.SEEK_END)
+        with mmap.mmap(log, end, access=mmap.ACCESS_READ) as source, memoryview(source) as data:
+            waiting = _Waiting(fd, data, unit)
+            latest, put = waiting.latest, waiting.put
+            for sector, count, flags, at in index.columns(start, stop):
+                if not count:
+                    continue
+                if flags & discard:
+                    if discards:
+                        waiting.write()
+                        zero(sector * unit, count * unit)
+                        discarded += count * unit
+                    continue
+                if at + count * unit > end:
+                    waiting.write()
+                    what = f"the log ends at byte {end}, within the data of an entry"
+                    raise FormatError(what, at)
+                written += count
+                known = latest.get(sector)
+                if known is None or known[0] <= count:
+                    latest[sector] = (count, at)
+                else:
+                    put(sector, count, at)
+                if len(latest) >= _MOST or at - waiting.begin > _WINDOW:
+                    waiting.write()
+                    source.madvise(mmap.MADV_DONTNEED, 0, at // mmap.PAGESIZE * mmap.PAGESIZE)
+                    waiting.begin = at
+                    if progress is not None:
+                        progress(at, end)
+            waiting.write()
+    finally:
+        os.close(log)
+    return Replayed(stop - start, written * unit, discarded)
+
+
+class _Waiting:
+    """Writes that are not yet done, by their first sector: of those that begin at one place only the last, if it covers the others.
+
+    They are written in order of place, neighbours in one call, if none overlaps another, else in the order of the log.
+    """
+
+    def __init__(self, fd: int, data: memoryview, unit: int) -> None:
+        self._fd = fd
+        self._data = data
+        self._unit = unit
+        self.latest: dict[int, tuple[int, int]] = {}
+        self.begin = 0
+
+    def put(self, sector: int, count: int, at: int) -> None:
+        """Take a write that covers a part only of one that begins at the same place."""
+        self.write()
+        self.latest[sector] = (count, at)
+
+    def write(self) -> None:
+        """Do them."""
+        found = sorted(self.latest.items())
+        self.latest.clear()
+        end = 0
+        for sector, (count, _) in found:
+            if sector < end:
+                found.sort(key=lambda one: one[1][1])
+                break
+            end = sector + count
+        data, unit = self._data, self._unit
+        begin = behind = -1
+        parts: list[memoryview] = []
+        for sector, (count, at) in found:
+            if sector != behind or len(parts) == MOST_PARTS:
+                if parts:
+                    write_parts(self._fd, parts, begin * unit)
+                begin, parts = sector, []
+            parts.append(data[at : at + count * unit])
+            behind = sector + count
+        if parts:
+            write_parts(self._fd, parts, begin * unit)
