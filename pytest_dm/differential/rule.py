@@ -110,6 +110,7 @@ class Rule:
         lengths: Sectors that a line may have.
         fails: Disks may fail under it, but for solid ones, and what then happens is the same each time.
         settles: It works in the background: scripts wait for it after each step.
+        follows: A thread brings its INFO text to where the model's is at once: scripts wait for that, too.
         layer: It may stand in a stack of other targets: above them, and below them.
         writes: Scripts write and zero on it, and discard as `discard_unit` says.
         suspends: Scripts suspend, resume and reload it.
@@ -120,6 +121,7 @@ class Rule:
     lengths: tuple[int, ...] = (1, 7, 24, 64, 96)
     fails: bool = True
     settles: bool = False
+    follows: bool = False
     layer: bool = True
     writes: bool = True
     suspends: bool = True

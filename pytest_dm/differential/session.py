@@ -7,6 +7,7 @@ read, and when the stack is gone all bytes of the disks below it.
 from __future__ import annotations
 
 import errno
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from pytest_dm.differential.steps import Step
 
 __all__ = ["Session", "Tally"]
+
+_FOLLOW_SECONDS = 3.0
+_POLL_SECONDS = 0.002
 
 
 @dataclass(slots=True)
@@ -80,6 +84,7 @@ class Session:
         self.refused = False
         self._suspended: set[str] = set()
         self._no_discards = False
+        self._without_discards: set[str] = set()
         self._failing: dict[str, set[int]] = {name: set() for name in setup.disks}
         self._settles = any(rule.settles for _, rule in self._ruled())
         self._build()
@@ -216,6 +221,16 @@ class Session:
     def _both_settle(self) -> None:
         for side in self._sides:
             side.settle()
+        for name in self.setup.stack.tables:
+            if any(rule.follows for _, rule in self._ruled(name)):
+                self._wait_for_status(name)
+
+    def _wait_for_status(self, name: str) -> None:
+        """Wait until the kernel's status is the model's; not for ever, since one that stays another is a difference."""
+        wanted = self._model.status_text(name)
+        deadline = time.monotonic() + _FOLLOW_SECONDS
+        while self._kernel.status_text(name) != wanted and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
 
     def _statuses(self) -> dict[tuple[str, int], str]:
         """Return the INFO text of every line on the kernel, by table and first sector."""
@@ -305,15 +320,20 @@ class Session:
     def _held(self, step: Step) -> bool:
         """Whether a step is left out: the kernel might hold it back for ever, because a device is suspended.
 
-        Or it cannot be had there: kernels without "error.discard" have no disk of which a part fails and which discards.
+        Or it cannot be had there: kernels without "error.discard" have no disk of which a part fails and which discards, and a
+        device above that was reloaded meanwhile takes none until it is reloaded once more, since that is when it asks.
         """
-        if isinstance(step, steps.Discard) and self._no_discards and any(self._failing.values()):
+        if isinstance(step, steps.Discard) and (self._without_discards or self._fails_without_discards()):
             return True
         if not self._suspended:
             return isinstance(step, steps.Resume)
         if isinstance(step, steps.Resume):
             return self._name(step.on) not in self._suspended
         return not isinstance(step, steps.Message) or self._holds(self._name(step.on))
+
+    def _fails_without_discards(self) -> bool:
+        """Whether a disk is one of which a part fails, on a kernel where that has no discards."""
+        return self._no_discards and any(self._failing.values())
 
     def _holds(self, on: str) -> bool:
         """Whether a message to a device could wait for a resume: of a device below, or of its own if it is of that kind."""
@@ -371,6 +391,10 @@ class Session:
                 self._suspended.discard(step.on)
         if isinstance(step, steps.Reload):
             self._compare_shapes()
+            if self._fails_without_discards():
+                self._without_discards.add(step.on)
+            elif not kernel.errno:
+                self._without_discards.discard(step.on)
 
     def _perform(self, side: Side, step: Any) -> object:
         on: str = step.on
