@@ -1,9 +1,11 @@
 """Make docs/reference/support.md: what each target does on each kernel, from a run of the tests.
 
 `make support-table` runs them with PYTEST_DM_SUPPORT=1 and `--junitxml`, and gives the result to this program, which keeps what
-it finds in tests/data/support.json: a run of one kernel, or of one target's campaign, replaces its part only.
+it finds in tests/data/support.json: a run of one kernel, of one target, or of one target's campaign, replaces its part only.
 
-Usage: support_table.py [JUNIT.xml ...]     (without a file: make the page again from what is kept)
+Usage: support_table.py [--target NAME] [JUNIT.xml ...]     (without a file: make the page again from what is kept)
+
+With --target the run was of that target's tests only.
 
 It fails if a cell says no and `support_reasons.toml` does not say why.
 """
@@ -50,18 +52,24 @@ class Lack:
 
 def _blank() -> dict[str, Any]:
     return {
-        "release": "", "date": "", "versions": {}, "loads": [], "read_back": {}, "status": {}, "messages": {},
+        "release": "", "date": "", "versions": {}, "ran": [], "loads": [], "read_back": {}, "status": {}, "messages": {},
         "models": [], "campaigns": {}, "lines": {},
     }  # fmt: skip
 
 
-def read(path: Path, data: Data) -> None:
-    """Add what the tests of one JUnit file saw; only those that passed count."""
+def read(path: Path, data: Data, target: str | None = None) -> None:
+    """Add what the tests of one JUnit file saw, those of one target only if it is given; only those that passed count."""
     owners = {message: name for name, kind in targets().items() for message in witness.messages(kind)}
     suites = list(ET.parse(path).getroot().iter("testsuite"))
-    for kernel in _whole(suites):
+    for kernel in _told(suites):
         kept = data.get(kernel, _blank())
-        data[kernel] = _blank() | {word: kept[word] for word in ("campaigns", "lines")}
+        if target is None:
+            data[kernel] = (
+                _blank() | {word: kept[word] for word in ("campaigns", "lines")} | {"ran": [*targets()]}
+            )
+        else:
+            data[kernel] = _without(kept, target)
+            _insert(data[kernel]["ran"], target)
     for suite in suites:
         date = suite.get("timestamp", "")[:10]
         for case in suite.iter("testcase"):
@@ -73,8 +81,18 @@ def read(path: Path, data: Data) -> None:
                 _add(kernel, str(note.get("name")), str(note.get("value")), owners, date)
 
 
-def _whole(suites: list[ET.Element]) -> set[str]:
-    """Return the kernels on which all tests ran: what was seen there before is out of date."""
+def _without(kept: dict[str, Any], target: str) -> dict[str, Any]:
+    """Return what was seen of a kernel without what was seen of one target, its campaign apart."""
+    lists = {word: [name for name in kept[word] if name != target] for word in ("loads", "models")}
+    tables = {
+        word: {name: seen for name, seen in kept[word].items() if name != target}
+        for word in ("read_back", "status", "messages")
+    }
+    return kept | lists | tables
+
+
+def _told(suites: list[ET.Element]) -> set[str]:
+    """Return the kernels that said what they are: what was seen there before is out of date."""
     found: set[str] = set()
     for suite in suites:
         for case in suite.iter("testcase"):
@@ -132,6 +150,9 @@ def lacks(data: Data) -> list[Lack]:
             if not seen["versions"].get(name):
                 found.append(Lack(name, "target", kernel))
                 continue
+            if name not in seen["ran"]:
+                found.append(Lack(name, "run", kernel))
+                continue
             wanted = {
                 "loads": (["loads"], seen["loads"] and ["loads"] * (name in seen["loads"])),
                 "reads back": (["reads back"], ["reads back"] * (name in seen["read_back"])),
@@ -167,9 +188,14 @@ def why(lack: Lack) -> str | None:
     return None
 
 
+def _ran(data: Data, name: str) -> list[str]:
+    """Return the kernels that have the target and ran its tests."""
+    return [kernel for kernel, seen in data.items() if seen["versions"].get(name) and name in seen["ran"]]
+
+
 def _cell(data: Data, name: str, column: str, missing: set[tuple[str, str]]) -> str:
     """Return a cell: yes, no, or the kernels that do."""
-    there = [kernel for kernel, seen in data.items() if seen["versions"].get(name)]
+    there = _ran(data, name)
     good = [kernel for kernel in there if (column, kernel) not in missing]
     if not there or not good:
         return "no"
@@ -183,10 +209,9 @@ def _counted(
     if not every:
         return "-"
     counts: dict[str, int] = {}
-    for kernel, seen in data.items():
-        if seen["versions"].get(name):
-            unseen = sum((f"{column} {one}", kernel) in missing for one in every)
-            counts[short(kernel)] = len(every) - unseen
+    for kernel in _ran(data, name):
+        unseen = sum((f"{column} {one}", kernel) in missing for one in every)
+        counts[short(kernel)] = len(every) - unseen
     if not counts:
         return "no"
     if len(set(counts.values())) == 1 and len(counts) == len(data):
@@ -297,8 +322,13 @@ def _uncampaigned(found: list[Lack]) -> list[str]:
 def main(arguments: list[str]) -> int:
     """Read the files, keep what they say, and write the page."""
     data: Data = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
+    target = None
+    if arguments[:1] == ["--target"]:
+        target, *arguments = arguments[1:]
+        if target not in targets():
+            raise SystemExit(f"--target {target}: no such target; there are {', '.join(targets())}")
     for argument in arguments:
-        read(Path(argument), data)
+        read(Path(argument), data, target)
     ordered = {kernel: data[kernel] for kernel in sorted(data, key=_order)}
     DATA.write_text(json.dumps(ordered, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     PAGE.write_text(render(ordered), encoding="utf-8")
