@@ -35,7 +35,8 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margi
 .legend i { display: inline-block; width: 11px; height: 11px; margin-right: 5px; border-radius: 2px; vertical-align: -1px }
 table { border-collapse: collapse; margin: 8px 0; width: 100% } th { text-align: left; font-weight: 600; color: var(--soft); font-size: 13px }
 th, td { padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line); vertical-align: top }
-pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6px; padding: 10px; overflow-x: auto }
+pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6px; padding: 10px; overflow-x: auto;
+  white-space: pre-wrap; overflow-wrap: anywhere }
 .strip { height: 8px; border-radius: 4px; background: var(--after); margin: 10px 0 2px; overflow: hidden }
 .strip div { height: 100%; background: var(--durable); border-right: 3px solid var(--missing) }
 svg text { fill: var(--soft); font: 10px ui-monospace, Menlo, Consolas, monospace } svg .axis { text-anchor: end }
@@ -85,7 +86,7 @@ def page(tests: Mapping[str, tuple[str, Sequence[Mapping[str, Any]]]]) -> str:
     It needs no network: style and pictures are in it, and there is no script.
     """
     failing = sum(any(result["cases"] for result in results) for _, results in tests.values())
-    head = f"{len(tests)} tests explored crash states; in {failing} a power cut can leave something unsound"
+    head = f"{len(tests)} test{'s' if len(tests) != 1 else ''} explored crash states; in {failing} a power cut can leave something unsound"
     body = "\n".join(
         line for name, (outcome, results) in tests.items() for line in _test(name, outcome, results)
     )
@@ -125,7 +126,15 @@ def _case(case: Mapping[str, Any]) -> Iterator[str]:
     rows = (
         (
             "power cut",
-            f"before entry {case['position']} of {case['entries']} {' and '.join(filter(None, where))}",
+            ", ".join(
+                filter(
+                    None,
+                    (
+                        f"before entry {case['position']} of {case['entries']}",
+                        " and ".join(filter(None, where)),
+                    ),
+                )
+            ),
         ),
         ("acknowledged", ", ".join(case["acknowledged"]) or "nothing"),
         ("under way", ", ".join(case["started"]) or "nothing"),

@@ -154,14 +154,19 @@ class _Axis:
         return self.tops[at] + (offset - start) * scale, max(3.0, length * scale)
 
 
-_STEP, _LEFT, _TOP, _HEIGHT = 16, 92, 64, 320
+_LEFT, _TOP, _HEIGHT = 92, 64, 320
+_LEAST, _MOST, _WIDTH = 16, 30, 1000
+_LABEL = 90
+"""Room on the right for the labels of marks, which lean there."""
 
 
 def svg(picture: Picture) -> str:
     """Return the picture as an SVG element, styled by classes; hovering a bar says what it is."""
     axis = _Axis(picture.bars, _HEIGHT, 6)
-    width = _LEFT + _STEP * (len(picture.bars) + 2)
-    crash = _LEFT + _STEP * picture.column()
+    step = max(_LEAST, min(_MOST, _WIDTH // (len(picture.bars) + 2)))
+    end = _LEFT + step * (len(picture.bars) + 1)
+    width = end + _LABEL
+    crash = _LEFT + step * picture.column()
     height = _TOP + _HEIGHT + 34
     out = [
         (
@@ -173,13 +178,13 @@ def svg(picture: Picture) -> str:
             '<rect width="5" height="5" class="hatch-back"/><rect width="2.5" height="5" class="hatch-line"/></pattern></defs>'
         ),
     ]
-    for (start, end), top, part in zip(axis.places, axis.tops, axis.heights, strict=True):
+    for (start, behind), top, part in zip(axis.places, axis.tops, axis.heights, strict=True):
         out.append(
-            f'<rect class="place" x="{_LEFT}" y="{_TOP + top:.1f}" width="{width - _LEFT - _STEP}" height="{part:.1f}">'
-            f"<title>bytes {start} to {end}</title></rect>"
+            f'<rect class="place" x="{_LEFT}" y="{_TOP + top:.1f}" width="{end - _LEFT}" height="{part:.1f}">'
+            f"<title>bytes {start} to {behind}</title></rect>"
             f'<text class="axis" x="{_LEFT - 6}" y="{_TOP + top + min(part, 10):.1f}">{size(start)}</text>'
         )
-    out.extend(_drawn(picture, axis))
+    out.extend(_drawn(picture, axis, step))
     out.append(
         f'<line class="crash" x1="{crash}" x2="{crash}" y1="{_TOP - 14}" y2="{_TOP + _HEIGHT + 8}"/>'
         f'<text class="crash-label" x="{crash}" y="{_TOP + _HEIGHT + 24}">power cut</text></svg>'
@@ -187,26 +192,27 @@ def svg(picture: Picture) -> str:
     return "\n".join(out)
 
 
-def _drawn(picture: Picture, axis: _Axis) -> Iterator[str]:
+def _drawn(picture: Picture, axis: _Axis, step: int) -> Iterator[str]:
     for column, bar in enumerate(picture.bars):
-        x = _LEFT + _STEP * column
+        x = _LEFT + step * column
+        middle = x + step // 2
         title = f"<title>{escape(describe(bar))}</title>"
         if bar.kind == "mark":
-            yield f'<line class="mark" x1="{x + 8}" x2="{x + 8}" y1="{_TOP - 6}" y2="{_TOP + _HEIGHT}">{title}</line>'
+            yield f'<line class="mark" x1="{middle}" x2="{middle}" y1="{_TOP - 6}" y2="{_TOP + _HEIGHT}">{title}</line>'
             shown = bar.label if len(bar.label) <= 24 else f"{bar.label[:23]}…"
             yield (
-                f'<text class="mark-label" transform="translate({x + 11},{_TOP - 10}) rotate(-32)">{escape(shown)}'
+                f'<text class="mark-label" transform="translate({middle + 3},{_TOP - 10}) rotate(-32)">{escape(shown)}'
                 f"{title}</text>"
             )
         elif bar.kind == "flush":
-            yield f'<line class="flush" x1="{x + 8}" x2="{x + 8}" y1="{_TOP}" y2="{_TOP + _HEIGHT}">{title}</line>'
+            yield f'<line class="flush" x1="{middle}" x2="{middle}" y1="{_TOP}" y2="{_TOP + _HEIGHT}">{title}</line>'
         else:
             top, part = axis.span(bar.offset, bar.length)
             classes = (
                 f"bar {bar.fate}{' fua' if bar.fua else ''}{' discard' if bar.kind == 'discard' else ''}"
             )
             yield (
-                f'<rect class="{classes}" x="{x + 2}" y="{_TOP + top:.1f}" width="{_STEP - 4}" height="{part:.1f}">'
+                f'<rect class="{classes}" x="{x + 2}" y="{_TOP + top:.1f}" width="{step - 4}" height="{part:.1f}">'
                 f"{title}</rect>"
             )
 

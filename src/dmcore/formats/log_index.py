@@ -15,6 +15,7 @@ import os
 import struct
 from array import array
 from bisect import bisect_left
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from dmcore.errors import FormatError, SpecError
@@ -23,6 +24,7 @@ from dmcore.formats.log_writes import END_MARK, Entry, LogFlag, LogReader, Super
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self
 
@@ -45,6 +47,8 @@ class LogIndex:
         nr_entries: How many entries there are, if better known than from the super block: `LogWritesStatus.entries`.
         salvage: Take what stands before a damaged entry, with a warning, where this would be an error.
         progress: Called every 65536 entries with the bytes scanned and the log's size.
+        view: Gives the bytes of a descriptor without reading them (`dmcore.kernel.files.mapped`), for speed; for a log that nobody
+            cuts meanwhile.
 
     Attributes:
         path: The log.
@@ -69,6 +73,7 @@ class LogIndex:
         nr_entries: int | None = None,
         salvage: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        view: Callable[[int], AbstractContextManager[memoryview]] | None = None,
     ) -> None:
         if nr_entries is not None and nr_entries < 0:
             raise SpecError("nr_entries", nr_entries, "must not be negative")
@@ -85,6 +90,7 @@ class LogIndex:
         self._offsets = array("Q")
         self._marks: dict[int, str] = {}
         self._by_flag: dict[int, array[int]] = {}
+        self._mapped: memoryview | None = None
         self._file = io.FileIO(path)
         self._status = os.fstat(self._file.fileno())
         try:
@@ -93,7 +99,9 @@ class LogIndex:
             self._as_counted = nr_entries is None and not salvage
             self.recalled = self._as_counted and self._recall()
             if not self.recalled:
-                self._scan(counted, salvage, progress)
+                with nullcontext() if view is None else view(self._file.fileno()) as self._mapped:
+                    self._scan(counted, salvage, progress)
+                self._mapped = None
         except BaseException:
             self.close()
             raise
@@ -168,7 +176,8 @@ class LogIndex:
         extent = self.extent // size
         left = counted - len(sectors)
         plain = ~_PLAIN
-        buffer, begin, last = b"", 0, -1
+        buffer: bytes | memoryview = b"" if self._mapped is None else self._mapped
+        begin, last = 0, len(buffer) - 32
         while left > 0 and offset <= end:
             if offset > last:
                 near = offset - last < _WINDOW  # else entries are so large that a window holds one header

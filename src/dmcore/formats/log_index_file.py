@@ -11,14 +11,12 @@ each) and flags (1 byte each); last blake2b of all that, 16 bytes.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import struct
 import sys
 from array import array
-from hashlib import blake2b
-from pathlib import Path
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from dmcore.errors import SpecError
@@ -87,6 +85,9 @@ def save(log: str, status: os.stat_result, saved: Saved) -> str:
         SpecError: The log is no file: when a device was written is not known.
         OSError: The file cannot be written; an older one is left.
     """
+    import json  # noqa: PLC0415 - with hashlib these take longer to load than many a log to scan
+    from hashlib import blake2b  # noqa: PLC0415 - the same
+
     if not stat.S_ISREG(status.st_mode):
         raise SpecError(
             "save", log, "only the index of a file can be saved: a device does not say when it was written"
@@ -98,21 +99,33 @@ def save(log: str, status: os.stat_result, saved: Saved) -> str:
     head = _HEAD.pack(_MAGIC, status.st_size, status.st_mtime_ns, len(saved.flags), saved.extent, len(text))
     columns = (saved.sectors, saved.counts, saved.offsets, saved.flags)
     data = b"".join((head, text, *map(_bytes, columns)))
-    path = Path(log + SUFFIX)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    path = log + SUFFIX
+    temporary = f"{path}.{os.getpid()}"
     try:
-        temporary.write_bytes(data + blake2b(data, digest_size=_DIGEST).digest())
-        temporary.replace(path)
+        with open(temporary, "wb") as file:  # noqa: PTH123 - pathlib, too
+            file.write(data + blake2b(data, digest_size=_DIGEST).digest())
+        os.replace(temporary, path)  # noqa: PTH105 - the same
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)  # noqa: PTH108 - the same
         raise
-    return str(path)
+    return path
 
 
 def recall(log: str, status: os.stat_result, super_block: tuple[int, int, int]) -> Saved | None:
     """Return the saved index of a log; None where there is none, or one of another state of the log."""
+    if not stat.S_ISREG(status.st_mode) or not os.path.exists(log + SUFFIX):  # noqa: PTH110 - pathlib, too
+        return None
+    return _read(log + SUFFIX, status, super_block)
+
+
+def _read(path: str, status: os.stat_result, super_block: tuple[int, int, int]) -> Saved | None:
+    import json  # noqa: PLC0415 - with hashlib these take longer to load than many a log to scan
+    from hashlib import blake2b  # noqa: PLC0415 - the same
+
     try:
-        data = Path(log + SUFFIX).read_bytes() if stat.S_ISREG(status.st_mode) else b""
+        with open(path, "rb") as file:  # noqa: PTH123 - pathlib, too
+            data = file.read()
     except OSError:
         return None
     if len(data) < _HEAD.size + _DIGEST:

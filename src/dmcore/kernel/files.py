@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
-__all__ = ["MOST_PARTS", "write_all", "write_parts", "write_zeros"]
+__all__ = ["MOST_PARTS", "mapped", "write_all", "write_parts", "write_zeros"]
 
 MOST_PARTS = os.sysconf("SC_IOV_MAX")
 """Parts that one call of the kernel takes."""
 _CHUNK = 1 << 20
+
+
+@contextmanager
+def mapped(fd: int) -> Generator[memoryview]:
+    """Give a file's bytes without reading them, as long as nobody cuts it meanwhile.
+
+    Raises:
+        OSError: It cannot be mapped.
+        ValueError: It is empty.
+    """
+    import mmap  # noqa: PLC0415 - only for large files
+
+    with (
+        mmap.mmap(fd, os.lseek(fd, 0, os.SEEK_END), access=mmap.ACCESS_READ) as found,
+        memoryview(found) as data,
+    ):
+        yield data
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:

@@ -17,7 +17,6 @@ from dmcore.kernel.files import MOST_PARTS, write_parts, write_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from dmcore.formats.log_index import LogIndex
 
@@ -52,7 +51,7 @@ class _Job(NamedTuple):
 
 def replay(
     index: LogIndex,
-    target: Path,
+    target: str | os.PathLike[str],
     *,
     start: int = 0,
     stop: int | None = None,
@@ -80,7 +79,7 @@ def replay(
         raise SpecError("entries", f"{start}..{stop}", f"the log has entries 0..{count}")
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
-        special = stat.S_ISBLK(target.stat().st_mode)
+        special = stat.S_ISBLK(os.stat(target).st_mode)  # noqa: PTH116 - pathlib takes longer to load than a replay
     except FileNotFoundError:
         special, flags = False, flags | os.O_CREAT
     job = _Job(start, stop, discards, progress)
@@ -94,7 +93,7 @@ def replay(
             os.close(fd)
     except OSError as error:
         if error.filename is None and error.errno is not None:
-            raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
+            raise OSError(error.errno, os.strerror(error.errno), os.fspath(target)) from error
         raise
 
 
@@ -106,13 +105,13 @@ def _to_file(index: LogIndex, fd: int, job: _Job) -> Replayed:
     return done
 
 
-def _to_device(index: LogIndex, path: Path, job: _Job) -> Replayed:
+def _to_device(index: LogIndex, path: str | os.PathLike[str], job: _Job) -> Replayed:
     from dmcore.kernel.block import BlockFile  # noqa: PLC0415 - files need none
 
     with BlockFile(path, direct=False) as target:
         if target.size < index.extent:
             raise SpecError(
-                "target", str(path), f"is of {target.size} bytes, the log writes up to {index.extent}"
+                "target", os.fspath(path), f"is of {target.size} bytes, the log writes up to {index.extent}"
             )
         done = _apply(index, target.fileno(), job, target.write_zeroes)
         target.flush()
@@ -181,23 +180,26 @@ class _Waiting:
 
     def write(self) -> None:
         """Do them."""
-        found = sorted(self.latest.items())
-        self.latest.clear()
+        latest = self.latest
+        if not latest:
+            return
+        order = sorted(latest)
         end = 0
-        for sector, (count, _) in found:
+        for sector in order:
             if sector < end:
-                found.sort(key=lambda one: one[1][1])
+                order.sort(key=lambda one: latest[one][1])
                 break
-            end = sector + count
+            end = sector + latest[sector][0]
         data, unit = self._data, self._unit
         begin = behind = -1
         parts: list[memoryview] = []
-        for sector, (count, at) in found:
+        for sector in order:
+            count, at = latest[sector]
             if sector != behind or len(parts) == MOST_PARTS:
                 if parts:
                     write_parts(self._fd, parts, begin * unit)
                 begin, parts = sector, []
             parts.append(data[at : at + count * unit])
             behind = sector + count
-        if parts:
-            write_parts(self._fd, parts, begin * unit)
+        write_parts(self._fd, parts, begin * unit)
+        latest.clear()
