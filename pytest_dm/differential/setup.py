@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dmcore.errors import SpecError
 from dmcore.stack import Stack
@@ -37,6 +37,11 @@ class Disk:
     seed: int = 0
     patches: tuple[tuple[int, bytes], ...] = field(default=(), repr=False)
     solid: bool = False
+
+    def _repr_pretty_(self, printer: Any, cycle: object) -> None:
+        """Show it to hypothesis without the patches, as `repr` does."""
+        del cycle
+        printer.text(repr(self))
 
     def content(self) -> bytearray:
         """Return all its bytes."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dmcore.target import Target
     from pytest_dm.differential.setup import Disk
 
-__all__ = ["RULE"]
+__all__ = ["RULE", "formatted"]
 
 _BLOCK = 64
 _FAST = 4
@@ -55,7 +55,7 @@ class _Cache(Rule):
         same = places if policy is Policy.SMQ else ()
         copies = [(place * _BLOCK, pattern(_ORIGIN, block * _BLOCK, _BLOCK)) for place, block in same]
         return Cache(
-            metadata=room.disk(_METADATA, patches=_made(places, version, room.length)),
+            metadata=room.disk(_METADATA, patches=formatted(places, version, room.length)),
             cache=room.disk(_FAST * _BLOCK, seed=95, patches=copies),
             origin=room.disk(room.length, seed=_ORIGIN),
             block_sectors=_BLOCK,
@@ -124,7 +124,9 @@ def _is_smqs(target: Target) -> bool:
 
 
 @cache
-def _made(places: tuple[tuple[int, int], ...], version: int, length: int) -> tuple[tuple[int, bytes], ...]:
+def formatted(
+    places: tuple[tuple[int, int], ...], version: int, length: int
+) -> tuple[tuple[int, bytes], ...]:
     """Return metadata with blocks of the origin by their places on the cache device."""
     metadata = MemoryStore(_METADATA * 512)
     disks = {"meta": metadata, "fast": MemoryStore(_FAST * _BLOCK * 512), "slow": MemoryStore(length * 512)}

@@ -461,11 +461,10 @@ def _check_areas(live: Live) -> None:
                     f"ends past the end of {device.word or 'the device'}, which has {device.sectors} sectors"
                 )
                 raise SpecError(f"{where}.length", length, f"from sector {start} on, it {reason}")
-            if start % (device.block_size // SECTOR):
-                reason = (
-                    f"not aligned to the {device.block_size}-byte blocks of {device.word or 'the device'}"
-                )
-                raise SpecError(f"{where}.offset", start, reason)
+            for field, value in (("offset", start), ("length", length)):
+                if value % (target.largest_block // SECTOR):
+                    whose = f"{target.largest_block}-byte blocks of {device.word or 'the device'} and those beside it"
+                    raise SpecError(f"{where}.{field}", value, f"not aligned to the {whose}")
 
 
 def _check_alignment(table: Table, block_size: int) -> None:

@@ -19,6 +19,7 @@ from dmcore.model.target import Area, ModelTarget
 from dmcore.model.targets._cache import CacheMetadata
 from dmcore.params import Tokens
 from dmcore.targets.cache import MQ_TUNABLES, Cache, CacheMode, Policy
+from dmcore.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -157,6 +158,11 @@ class _Cache(ModelTarget[Cache]):
     def discards(self) -> bool:
         """Always."""
         return True
+
+    @property
+    def discard_granularity(self) -> int:
+        """The origin's where discards are passed to it, else the block that discards are remembered for."""
+        return self._origin.discard_granularity if self._passdown else self._discard_sectors * SECTOR
 
     def preresume(self) -> None:
         """Read the metadata; from now on, until a clean end, dirty bits on the disk do not count."""

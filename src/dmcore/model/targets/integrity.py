@@ -10,7 +10,7 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dmcore.errors import SpecError
+from dmcore.errors import FormatError, SpecError
 from dmcore.formats.hashes import digest_size, new_hash
 from dmcore.formats.integrity import SB_SECTORS, Flags
 from dmcore.model.block import FUA, SYNC, fault, pieces
@@ -143,6 +143,9 @@ class _Integrity(ModelTarget[Integrity]):
         """Replay the journal, or find in the bitmap what was being written."""
         if self.target.mode is Mode.RECOVERY:
             return
+        self._reread()
+        if self._failed:
+            return
         if self._head.flags & Flags.DIRTY_BITMAP:
             self._resume_dirty()
         else:
@@ -161,6 +164,27 @@ class _Integrity(ModelTarget[Integrity]):
                 self._bitmap.save()
         self._fresh = self._uptodate = False
         self._save()
+
+    def _reread(self) -> None:
+        """Take over how far a table before this one came, which has been live since the constructor read the superblock."""
+        try:
+            found, _, _ = begin(
+                self.target,
+                self._dev,
+                self._meta,
+                tag_size=self._size,
+                hashed=self._hash is not None,
+                mac=self._mac,
+            )
+        except OSError as error:
+            return self._error(error.errno or errno.EIO)
+        except (FormatError, SpecError):
+            return self._error(errno.EINVAL)
+        flags = found.flags | self._head.flags & Flags.RECALCULATING
+        self._head = replace(
+            self._head, flags=flags, recalculated=found.recalculated, log2_bit=found.log2_bit
+        )
+        return None
 
     def _again(self) -> None:
         self._head = replace(self._head, flags=self._head.flags | Flags.RECALCULATING, recalculated=0)
