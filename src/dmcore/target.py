@@ -205,6 +205,7 @@ class Target(ABC):
     Class attributes:
         kernel_name: The word in a table line.
         kernel_module: Module that provides it, without `.ko`; "dm-mod" for the built-in ones.
+        kernel_since: First release that has it, where that is not older than every kernel we know: "6.9".
         features: What only some kernels have, by its name in full: "flakey.error_reads".
         readonly: The kernel takes it in read-only tables only.
         singleton: It must be the only line of its table.
@@ -216,6 +217,7 @@ class Target(ABC):
 
     kernel_name: ClassVar[str]
     kernel_module: ClassVar[str]
+    kernel_since: ClassVar[str] = ""
     features: ClassVar[Mapping[str, Feature]] = {}
     readonly: ClassVar[bool] = False
     singleton: ClassVar[bool] = False

@@ -71,3 +71,13 @@ def test_requirements(lab):
         with pytest.raises(Unsupported) as caught:
             probe.require(lab.control, requirement)
         assert need in caught.value.need
+
+
+def test_what_a_kernel_does_not_have_says_what_would(lab, monkeypatch):
+    monkeypatch.setattr(probe, "find", lambda _name: targets.Zero)
+    with pytest.raises(Unsupported) as missing:
+        probe.require(lab.control, Requirement("nothing-of-the-kind", (1, 0, 0)))
+    assert missing.value.hint == "a kernel with the module dm-zero"
+    monkeypatch.setattr(probe, "find", lambda _name: targets.Vdo)
+    with pytest.raises(Unsupported, match=r"dm-vdo \(Linux 6\.9 and newer\)"):
+        probe.require(lab.control, Requirement("nothing-of-the-kind", (1, 0, 0)))

@@ -89,14 +89,18 @@ def _version(control: Control, target: str) -> tuple[int, int, int]:
     """Return the target's version, loading its module also where that is named after another target (thin's is)."""
     try:
         return control.target_version(target)
-    except Unsupported:
+    except Unsupported as missing:
         kind = find(target)
-        home = kind.kernel_module.removeprefix("dm-") if kind else target
-        if home == target:
+        if kind is None:
             raise
-        with suppress(Unsupported):
-            control.target_version(home)
-        return control.target_version(target)
+        home = kind.kernel_module.removeprefix("dm-")
+        if home != target:
+            with suppress(Unsupported):
+                control.target_version(home)
+                return control.target_version(target)
+        since = f" (Linux {kind.kernel_since} and newer)" if kind.kernel_since else ""
+        hint = f"a kernel with the module {kind.kernel_module}{since}"
+        raise Unsupported(missing.need, f"kernel {os.uname().release} does not know it", hint) from missing
 
 
 def _shown(kind: type[Target] | None, name: str) -> str:

@@ -106,6 +106,7 @@ class Vdo(Target):
 
     kernel_name: ClassVar[str] = "vdo"
     kernel_module: ClassVar[str] = "dm-vdo"
+    kernel_since: ClassVar[str] = "6.9"
     singleton: ClassVar[bool] = True
 
     dev: Ref
