@@ -39,9 +39,9 @@ def take_factor(text: str) -> tuple[int, str, int] | None:
     if match is None:
         return None
     digits, letter = match[1] or "1", match[2]
-    if letter in "hHrR":
-        return 1, letter, match.end()
     whole = float(digits) == int(float(digits))
+    if letter in "hHrR":
+        return 1 if whole else int(float(digits)), letter, match.end()
     number = int(float(digits)) * _bytes(letter) if whole else int(float(digits) * _bytes(letter))
     return number, letter if int(float(digits)) == 1 else "U", match.end()
 
@@ -77,15 +77,15 @@ class Units:
     def bytes(self, size: int) -> str:
         """Return the text of a size in bytes, 0 of them with its unit too."""
         if self.letter not in "hHrR":
-            return f"{size / self.factor:.{0 if self.letter in 'bBsS' else 2}f}"
+            return f"{float(size) / self.factor:.{0 if self.letter in 'bBsS' else 2}f}"
         base = 1000 if self.letter in "HR" else 1024
         power = next((power for power in range(6, 0, -1) if size >= base**power), 0)
         if not power:
             return f"{size}{'B' if base == 1000 else 'b'}"
         unit = _SMALL[power - 1]
-        exact = 100 * size / base**power
+        exact = 100.0 * float(size) / base**power
         rounded_up = self.letter in "rR" and round(exact) != int(exact)
-        return f"{'<' if rounded_up else ''}{size / base**power:.2f}{unit.upper() if base == 1000 else unit}"
+        return f"{'<' if rounded_up else ''}{float(size) / base**power:.2f}{unit.upper() if base == 1000 else unit}"
 
 
 def parse_size(text: str, name: str) -> int:
@@ -138,7 +138,7 @@ def percent(part: float, whole: float) -> int:
         return ALL
     if not part or part == whole:
         return ALL if part else 0
-    return min(max(int(ALL * (part / whole)), 1), ALL - 1)
+    return min(max(int(ALL * (float(part) / float(whole))), 1), ALL - 1)
 
 
 def _time(nanoseconds: int, *, suffix: bool) -> str:
