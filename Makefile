@@ -17,7 +17,7 @@ KERNEL_TESTS = $(BIN)/python tests/tools/once_more.py tests --ignore=tests/diffe
 EXAMPLES ?= 500
 TARGET ?=
 
-.PHONY: campaign differential fuzz support-table support-table-qemu demo test test-host test-kernels test-agree test-kills test-qemu test-wheel crash-campaign lint bench clean
+.PHONY: campaign differential differential-campaign fuzz mutate support-table support-table-qemu demo test test-host test-kernels test-agree test-kills test-qemu test-wheel crash-campaign lint bench clean
 
 demo: $(VENV)/.demo-$(VM)
 	$(BIN)/pytest examples --dm-vm=$(VM)
@@ -73,6 +73,10 @@ differential: $(VENV)/.test
 differential-campaign: $(VENV)/.test
 	$(BIN)/pytest tests/differential -m dm --dm-profile=campaign --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2 --dm-timeout=14400
 	$(BIN)/pytest tests/differential -m dm --dm-profile=ci --dm-vm=qemu --dm-kernel=debian-6.1 --dm-kernel=debian-6.12 --dm-timeout=14400
+
+# One formula of a model broken at a time; the differential tests must notice. Minutes, or seconds with TARGET=dust; for docs/reference/mutations.md.
+mutate: $(VENV)/.test
+	$(BIN)/python tests/tools/mutate.py $(TARGET)
 
 test-qemu: $(VENV)/.test
 	$(BIN)/pytest examples tests/kernel/test_dmsetup_agrees.py tests/crash/test_order.py -m dm --dm-vm=qemu --dm-kernel=debian-6.1 --dm-kernel=debian-6.12 --dm-require --dm-timeout=280
