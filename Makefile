@@ -17,7 +17,7 @@ KERNEL_TESTS = $(BIN)/python tests/tools/once_more.py tests --ignore=tests/diffe
 EXAMPLES ?= 500
 TARGET ?=
 
-.PHONY: campaign differential differential-campaign fuzz mutate support-table support-table-qemu demo test test-host test-kernels test-agree test-kills test-qemu test-wheel crash-campaign lint bench clean
+.PHONY: agreement campaign differential differential-campaign fuzz mutate support-table support-table-qemu demo test test-host test-kernels test-agree test-kills test-qemu test-wheel crash-campaign lint bench clean
 
 demo: $(VENV)/.demo-$(VM)
 	$(BIN)/pytest examples --dm-vm=$(VM)
@@ -77,6 +77,12 @@ differential-campaign: $(VENV)/.test
 # One formula of a model broken at a time; the differential tests must notice. Minutes, or seconds with TARGET=dust; for docs/reference/mutations.md.
 mutate: $(VENV)/.test
 	$(BIN)/python tests/tools/mutate.py $(TARGET)
+
+# How often kernels and models do the same, for docs/reference/agreement.md; PROFILE=ci tries ten times as many examples.
+PROFILE ?= dev
+agreement: $(VENV)/.test
+	$(BIN)/pytest tests/differential -m dm --dm-profile=$(PROFILE) --dm-vm=uml $(KERNELS:%=--dm-kernel=%) --dm-timeout=3600 --junitxml=.agreement.xml
+	$(BIN)/python tests/tools/agreement_page.py .agreement.xml
 
 test-qemu: $(VENV)/.test
 	$(BIN)/pytest examples tests/kernel/test_dmsetup_agrees.py tests/crash/test_order.py -m dm --dm-vm=qemu --dm-kernel=debian-6.1 --dm-kernel=debian-6.12 --dm-require --dm-timeout=280

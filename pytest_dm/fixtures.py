@@ -173,8 +173,7 @@ def dm_pair(request: pytest.FixtureRequest, dm: Dm, dm_backend: Backend) -> Iter
         Pair(dm_backend.runtime, examples=Options.of(node.config).examples, root=node.config.rootpath)
     )
     yield pair
-    for name, value in pair.tally.properties():
-        node.user_properties.append((name, value))
+    node.user_properties.extend(pair.properties())
 
 
 def _bare(dm: Dm, fixture: str, device: T) -> T:

@@ -16,6 +16,7 @@ from dmcore.registry import targets as all_targets
 from dmcore.stack import Stack
 from dmcore.table import Line, Table
 from dmcore.target import NO_FEATURES, Space
+from dmcore.targets import Linear
 from pytest_dm.differential import steps
 from pytest_dm.differential.rule import Room, rule_for, ruled
 from pytest_dm.differential.setup import Disk, Setup
@@ -115,7 +116,7 @@ def layers() -> tuple[str, ...]:
 
 
 def setups(kind: str, *, features: Features = NO_FEATURES) -> SearchStrategy[Setup]:
-    """Draw one modelled target alone, sometimes with a line of zero or linear beside it, and the disks that it wants."""
+    """Draw one modelled target alone, sometimes behind a line of linear, and the disks that it wants."""
     from hypothesis import strategies as st
 
     @st.composite
@@ -124,9 +125,12 @@ def setups(kind: str, *, features: Features = NO_FEATURES) -> SearchStrategy[Set
         rule = rule_for(kind)
         length = draw(st.sampled_from(rule.lengths))
         room = Room(draw, length, features, disks)
-        line = Line(0, length, rule.draw(draw, room))
+        behind = rule.layer if rule.behind is None else rule.behind
+        before = draw(st.sampled_from([0, 0, 0, 8])) if behind else 0
+        lines = [Line(0, before, Linear(dev=room.disk(before, seed=70)))] if before else []
+        lines.append(Line(before, length, rule.draw(draw, room)))
         faces = (*room.faces, "top") if room.faces else ()
-        return _used({**room.tables, "top": Table([line])}, disks, faces)
+        return _used({**room.tables, "top": Table(lines)}, disks, faces)
 
     return drawn()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,7 +101,7 @@ class Pair:
         except (Divergence, Overdue):
             self._limit.set()
             raise
-        self.tally.examples += 1
+        self.tally.ended(session.kinds())
 
     def run(
         self,
@@ -157,6 +158,11 @@ class Pair:
     def describe(self) -> str:
         """Return what it is, for a failure report."""
         return self.legs.describe()
+
+    def properties(self) -> list[tuple[str, int | str]]:
+        """Return what was compared, and on which kernel, as properties of a test's report (`dm_pair_*`)."""
+        found = self.tally.properties()
+        return [*found, ("dm_pair_kernel", os.uname().release)] if found else []
 
     def close(self) -> None:
         """Remove the disks below."""

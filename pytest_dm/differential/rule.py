@@ -112,6 +112,7 @@ class Rule:
         settles: It works in the background: scripts wait for it after each step.
         follows: A thread brings its INFO text to where the model's is at once: scripts wait for that, too.
         layer: It may stand in a stack of other targets: above them, and below them.
+        behind: A line of linear may stand before its own, so that it does not begin at sector 0; None: if it may be a layer.
         writes: Scripts write and zero on it, and discard as `discard_unit` says.
         suspends: Scripts suspend, resume and reload it.
         talks_suspended: It answers status and messages while it is suspended.
@@ -123,6 +124,7 @@ class Rule:
     settles: bool = False
     follows: bool = False
     layer: bool = True
+    behind: bool | None = None
     writes: bool = True
     suspends: bool = True
     talks_suspended: bool = True

@@ -7,6 +7,7 @@ read, and when the stack is gone all bytes of the disks below it.
 from __future__ import annotations
 
 import errno
+import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from pytest_dm.differential.rule import rule_for, ruled
 from pytest_dm.differential.sides import KernelSide, ModelSide, Side
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from dmcore.table import Line
     from pytest_dm.differential.pair import Pair
@@ -40,19 +41,41 @@ _POLL_SECONDS = 0.002
 
 @dataclass(slots=True)
 class Tally:
-    """How much was compared, by what: "read", "write", "status", "messages", "errors" ..."""
+    """How much was compared without a difference.
+
+    Attributes:
+        examples: Stacks that came to their end.
+        compared: Comparisons by what it was: a step that worked ("read", "zeroout", "message" ...), "errors" (a step that
+            failed on both sides with the same errno), "refused" (the same, where the model has no errno), "table" and
+            "status" (one text each), "disks".
+        of: The same for each target, by its kernel name: a step counts for all targets that the device stands on.
+    """
 
     examples: int = 0
     compared: dict[str, int] = field(default_factory=dict[str, int])
+    of: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
 
-    def add(self, what: str) -> None:
+    def add(self, what: str, targets: Iterable[str] = ()) -> None:
         """Count one comparison."""
         self.compared[what] = self.compared.get(what, 0) + 1
+        for target in targets:
+            mine = self.of.setdefault(target, {})
+            mine[what] = mine.get(what, 0) + 1
 
-    def properties(self) -> list[tuple[str, int]]:
-        """Return it as properties of a test's report."""
-        counts = {"examples": self.examples, **self.compared} if self.examples else {}
-        return [(f"dm_pair_{what}", count) for what, count in sorted(counts.items())]
+    def ended(self, targets: Iterable[str]) -> None:
+        """Count an example that came to its end."""
+        self.examples += 1
+        for target in targets:
+            mine = self.of.setdefault(target, {})
+            mine["examples"] = mine.get("examples", 0) + 1
+
+    def properties(self) -> list[tuple[str, int | str]]:
+        """Return it as properties of a test's report: `dm_pair_WHAT` in all, and `dm_pair_targets` of each target, as JSON."""
+        if not self.examples:
+            return []
+        counts = {"examples": self.examples, **self.compared}
+        in_all: list[tuple[str, int | str]] = [(f"dm_pair_{what}", n) for what, n in sorted(counts.items())]
+        return [*in_all, ("dm_pair_targets", json.dumps(self.of, sort_keys=True))]
 
 
 def _outcome(do: Callable[[], object]) -> Outcome:
@@ -96,6 +119,11 @@ class Session:
                 if line.target.kernel_type in ruled():
                     yield line, rule_for(line.target.kernel_type)
 
+    def kinds(self, *names: str) -> set[str]:
+        """Return the kernel names of the targets of some tables, by default of all."""
+        tables = self.setup.stack.tables
+        return {line.target.kernel_type for name in names or tables for line in tables[name].lines}
+
     # -- making and ending ---------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
@@ -115,6 +143,8 @@ class Session:
             if not refusal.agrees(built):
                 self._diverged(0, "whether the tables are accepted", (refusal, built))
             self.refused = bool(refusal.errno)
+            if self.refused:
+                self._pair.tally.add(_failure(refusal, built), self.kinds())
             if not self.refused:
                 self._sides: tuple[Side, Side] = (self._kernel, self._model)
                 self._compare_shapes()
@@ -198,7 +228,6 @@ class Session:
             Divergence: Something differs.
         """
         if self.refused:
-            self._pair.tally.add("errors")
             return
         try:
             for name in self.setup.stack.order():
@@ -257,7 +286,7 @@ class Session:
             left, right = (bytes(content[name]) for content in contents)
             if left != right:
                 self._diverged(number, f"bytes of disk {name}", (Outcome(data=left), Outcome(data=right)))
-            self._pair.tally.add("disks")
+            self._pair.tally.add("disks", self.kinds())
 
     def _facts(self, content: dict[str, bytearray]) -> list[object]:
         """Return what rules read from the disks; what no model can read is a fact, too."""
@@ -288,10 +317,11 @@ class Session:
             tables = self._both(lambda side, on=name: _masked(side.table_text(on), "mask_table"))  # type: ignore[misc]
             if not tables[0].agrees(tables[1]):
                 self._diverged(number, f"table of {said}", tables)
+            self._pair.tally.add("table", self.kinds(name))
             statuses = self._both(lambda side, on=name: _masked(side.status_text(on), "mask"))  # type: ignore[misc]
             if not statuses[0].agrees(statuses[1]):
                 self._diverged(number, f"status of {said}", statuses)
-        self._pair.tally.add("status")
+            self._pair.tally.add("status", self.kinds(name))
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
@@ -383,7 +413,8 @@ class Session:
         if not kernel.agrees(model):
             what = "what comes of it" if kernel.data is None or model.data is None else "data"
             self._diverged(number, what, (kernel, model), getattr(step, "sector", 0))
-        self._pair.tally.add("errors" if kernel.errno else kind)
+        below = [step.on] if kind == "message" else self.setup.stack.needed(step.on)
+        self._pair.tally.add(_failure(kernel, model) if kernel.errno else kind, self.kinds(*below))
         if not kernel.errno:
             if isinstance(step, steps.Suspend):
                 self._suspended.add(step.on)
@@ -414,6 +445,11 @@ class Session:
 
     def _table(self, step: steps.Reload) -> Table:
         return Table.parse(step.table) if step.table else self.setup.stack.tables[step.on]
+
+
+def _failure(kernel: Outcome, model: Outcome) -> str:
+    """Return as what a failure on both sides is counted."""
+    return "errors" if kernel.errno == model.errno else "refused"
 
 
 def _shape(sectors: int, block_size: int) -> str:

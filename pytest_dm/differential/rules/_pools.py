@@ -80,7 +80,14 @@ class PoolRule(Rule):
             st.builds("delete {}".format, number),
             st.builds("set_transaction_id {} {}".format, st.integers(0, 1), st.integers(0, 2)),
             st.sampled_from(
-                ["reserve_metadata_snap", "release_metadata_snap", "create_thin", "delete x", "x"]
+                [
+                    "reserve_metadata_snap",
+                    "release_metadata_snap",
+                    "create_thin",
+                    "create_thin 0 0",
+                    "delete x",
+                    "x",
+                ]
             ),
         )
 

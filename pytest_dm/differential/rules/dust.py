@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING
 
 from dmcore.targets import Dust
 from pytest_dm.differential.rule import Rule
+from pytest_dm.differential.steps import Message
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hypothesis.strategies import SearchStrategy
 
     from dmcore.target import Target
+    from pytest_dm.differential.steps import Step
 
 __all__ = ["RULE"]
 
@@ -21,6 +25,13 @@ _PLAIN = [
 
 
 class _Dust(Rule):
+    def prelude(self, target: Target, length: int) -> Sequence[Step]:
+        """Let the first block fail some writes before it heals, and the second be bad."""
+        del length
+        assert isinstance(target, Dust)
+        first = target.offset // (target.block_size // 512)
+        return Message("enable"), Message(f"addbadblock {first} 2"), Message(f"addbadblock {first + 1}")
+
     def messages(self, target: Target, length: int) -> SearchStrategy[str]:
         """Draw blocks of the line and a few behind it, and words that are none."""
         from hypothesis import strategies as st

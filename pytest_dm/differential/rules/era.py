@@ -8,15 +8,17 @@ from dmcore.formats.era import WRITESET, SuperBlock
 from dmcore.formats.persistent_data import Reader
 from dmcore.targets import Era
 from pytest_dm.differential.rule import Room, Rule
+from pytest_dm.differential.steps import Message, Write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from hypothesis.strategies import DrawFn, SearchStrategy
 
     from dmcore.model.stores import MemoryStore
     from dmcore.target import Target
     from pytest_dm.differential.setup import Disk
+    from pytest_dm.differential.steps import Step
 
 __all__ = ["RULE"]
 
@@ -25,6 +27,7 @@ _METADATA = 1024
 
 class _Era(Rule):
     lengths = (8, 24, 64, 100)
+    behind = False  # the kernel goes to the sectors that requests have on the whole device (see the findings)
     talks_suspended = False  # the kernel holds both back, and they cannot be interrupted
 
     def draw(self, draw: DrawFn, room: Room) -> Era:
@@ -36,6 +39,11 @@ class _Era(Rule):
             origin=room.data(room.length),
             block_sectors=draw(st.sampled_from([8, 8, 16, 24])),
         )
+
+    def prelude(self, target: Target, length: int) -> Sequence[Step]:
+        """Write the first block in two eras, and its neighbours in the first of them only."""
+        del target
+        return Write(0, min(length, 20), seed=4), Message("checkpoint"), Write(0, 1, seed=5)
 
     def messages(self, target: Target, length: int) -> SearchStrategy[str]:
         """Draw all that there are, and none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dmcore.targets.flakey import Corrupt, Flakey
+from dmcore.targets.flakey import Corrupt, Direction, Flakey
 from pytest_dm.differential.rule import Room, Rule
 
 if TYPE_CHECKING:
@@ -26,9 +26,15 @@ class _Flakey(Rule):
         assert isinstance(drawn, Flakey)
         down = draw(st.sampled_from([True, True, False]))
         corrupt = drawn.corrupt
+        if draw(
+            st.booleans()
+        ):  # alone, more often than by the strategy, which seldom draws what a request shows
+            drawn = replace(drawn, drop_writes=False, error_writes=False, error_reads=False)
+            corrupt = Corrupt(1, draw(st.sampled_from(Direction)), draw(st.integers(0, 255)), 0)
         if corrupt is not None:
+            byte = st.integers(1, 2048) | st.sampled_from([1, 512, 513, 1024, 4096])
             flags = draw(st.sampled_from([0, 0, 1, 1 << 17, 1 << 11]))
-            corrupt = Corrupt(draw(st.integers(1, 2048)), corrupt.direction, corrupt.value, flags)
+            corrupt = Corrupt(draw(byte), corrupt.direction, corrupt.value, flags)
         value = replace(
             drawn,
             up=0 if down else _SECONDS,

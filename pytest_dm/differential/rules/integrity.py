@@ -1,12 +1,15 @@
 """integrity: the three modes over a disk that the kernel formats, or the model where a random salt would differ.
 
-What the journal holds, and when tags go to the disk, is the kernel's affair: scripts read all, suspend and load again.
+What the journal holds, and when tags go to the disk, is the kernel's affair: scripts read all, suspend and load again, and the
+model has to read what is left on the kernel's disks.
 """
 
 from __future__ import annotations
 
+import errno
 from functools import cache
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 from dmcore.model.stores import MemoryStore
 from dmcore.ref import Ref
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn
 
     from dmcore.target import Target
+    from dmcore.volume import Volume
     from pytest_dm.differential.setup import Disk
     from pytest_dm.differential.steps import Step
 
@@ -43,6 +47,9 @@ class _Integrity(Rule):
     lengths = (64, 512)
     layer = False  # it makes its disks
     fails = False  # a journal that fails is found by a thread, and ends the device
+    settles = (
+        True  # what a bitmap told has its tags made anew: an HMAC that is unsafe then refuses the next table
+    )
 
     def draw(self, draw: DrawFn, room: Room) -> Integrity:
         """Draw mode, sizes, hash and options."""
@@ -87,11 +94,37 @@ class _Integrity(Rule):
         """Leave out the options: kernels print numbers that the disk's size decides."""
         return " ".join(text.split()[:4])
 
+    def settled(self, text: str) -> bool:
+        """Whether all tags were made anew that had to be."""
+        _, provided, done = text.split()
+        return done in {"-", provided}
+
     def hidden(self, target: Target, disks: dict[str, Disk], status: str) -> Iterable[tuple[str, int, int]]:
         """Hide all of it: the journal, and the tags that it still holds."""
         del status
         for ref in target.refs():
             yield ref.name, 0, disks[ref.name].sectors * 512
+
+    def facts(self, target: Target, disks: dict[str, MemoryStore], length: int) -> object:
+        """Return what the model reads of each block: a checksum, or the errno that it fails with.
+
+        Not with a bitmap: which tags were made anew that had never been right is the kernel's affair.
+        """
+        assert isinstance(target, Integrity)
+        if target.mode is Mode.BITMAP:
+            return None
+        with open_volume(
+            Table.of(target, length), {ref.name: disks[ref.name] for ref in target.refs()}
+        ) as volume:
+            places = range(0, length * 512, target.block_size)
+            return [_read(volume, place, target.block_size) for place in places]
+
+
+def _read(volume: Volume, place: int, size: int) -> str:
+    try:
+        return f"{crc32(volume.read(place, size)):08x}"
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, str(error))
 
 
 @cache

@@ -16,17 +16,23 @@ if TYPE_CHECKING:
 
 __all__ = ["RULE"]
 
+_MOST_MARK = 512 - 32 - 1
+"""Bytes of a mark that an entry of one sector has room for."""
+
 
 class _LogWrites(Rule):
     def draw(self, draw: DrawFn, room: Room) -> LogWrites:
         """Draw the size of the log."""
         from hypothesis import strategies as st
 
-        return LogWrites(dev=room.data(room.length), log=room.disk(draw(st.sampled_from([2048, 4096]))))
+        return LogWrites(
+            dev=room.data(room.length), log=room.disk(draw(st.sampled_from([12, 40, 100, 2048])))
+        )
 
     fails = False  # when the thread meets a failing sector is chance
     settles = follows = True
     layer = False  # its thread writes the log when it likes, also at the end of a layer below
+    behind = True
     lengths = (24, 64, 96)
 
     def messages(self, target: Target, length: int) -> SearchStrategy[str]:
@@ -34,8 +40,9 @@ class _LogWrites(Rule):
         from hypothesis import strategies as st
 
         del target, length
-        return st.sampled_from(
-            ["mark a", "MARK a\\ b", "mark " + "x" * 200, "mark", "mark a b", "nonsense x"]
+        plain = st.sampled_from(["mark a", "MARK a\\ b", "mark", "mark a b", "nonsense x"])
+        return plain | st.sampled_from([200, _MOST_MARK, _MOST_MARK + 1, 600]).map(
+            lambda size: "mark " + "x" * size
         )
 
 
