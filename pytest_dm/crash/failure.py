@@ -9,7 +9,7 @@ from dmcore.formats.log_writes import LogFlag
 from pytest_dm.crash.picture import Picture, size, svg, text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dmcore.crash.conclude import Proof
     from dmcore.crash.epochs import Epoch
@@ -116,7 +116,8 @@ def case(log: CrashLog, found: Exploration, proof: Proof, outcome: Outcome | Non
         reason += "\n(once more on the same state, the check was content: it is not deterministic)"
     elif outcome is not None:
         reason, details = outcome.reason, outcome.details
-    picture = Picture.of(log, line, state)
+    purposes = dict(zip((write.entry for write in epoch.pending), proof.purposes, strict=False))
+    picture = Picture.of(log, line, state, purposes)
     marks = [mark.text for mark in log.marks]
     return Case(
         kind=problem.kind,
@@ -131,14 +132,14 @@ def case(log: CrashLog, found: Exploration, proof: Proof, outcome: Outcome | Non
         acknowledged=log.acknowledged(epoch.marks),
         started=log.started(epoch.marks),
         words=proof.words[2:],
-        rows=tuple(_rows(log, epoch, state)),
+        rows=tuple(_rows(log, epoch, state, purposes)),
         others=max(0, len(same) - 1),
         picture=svg(picture),
         drawing=text(picture),
     )
 
 
-def _rows(log: CrashLog, epoch: Epoch, state: State) -> list[Row]:
+def _rows(log: CrashLog, epoch: Epoch, state: State, purposes: Mapping[int, str]) -> list[Row]:
     torn = {tear.write for tear in state.torn}
     rows: list[Row] = []
     for number, write in enumerate(epoch.pending):
@@ -153,7 +154,8 @@ def _rows(log: CrashLog, epoch: Epoch, state: State) -> list[Row]:
             else "write"
         )
         metadata = ", metadata" if write.flags & LogFlag.METADATA else ""
-        rows.append(Row(write.entry, fate, f"{kind} of {size(length)} at byte {offset}{metadata}"))
+        purpose = f": {known}" if (known := purposes.get(write.entry)) else ""
+        rows.append(Row(write.entry, fate, f"{kind} of {size(length)} at byte {offset}{metadata}{purpose}"))
     return rows
 
 

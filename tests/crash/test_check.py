@@ -99,6 +99,8 @@ def test_the_lost_block_of_a_file_is_named(dm_crash, dm_backend, filesystem):
         dm_crash.check(check, torn=0, max_states=40)
     (case,) = caught.value.cases
     assert "file /data, from byte 8192" in str(caught.value)
+    assert ["file /data, from byte 8192" in row.words for row in case.rows if row.fate == "missing"] == [True]
+    assert "file /data, from byte 65536: pending, and there" in case.picture
     assert case.kind == "integrity"
 
 

@@ -42,11 +42,13 @@ class Proof:
         finding: The earliest state that failed so.
         minimal: What became of it.
         words: What happened, line by line.
+        purposes: What the pending writes of its epoch were for, "" where that is not known; empty if nothing is.
     """
 
     finding: Finding
     minimal: Minimal
     words: tuple[str, ...]
+    purposes: tuple[str, ...] = ()
 
 
 def both_orders(
@@ -148,7 +150,7 @@ def prove(
             told[epoch] = _purposes(log, line, epoch, filesystem=filesystem, folder=folder, notes=notes)
         purposes = told[epoch]
         words = say(log, line, minimal, torn_size=torn_size, purposes=purposes)
-        proofs.append(Proof(finding, minimal, tuple(words)))
+        proofs.append(Proof(finding, minimal, tuple(words), tuple(purposes)))
     return proofs, list(dict.fromkeys(notes))
 
 
@@ -164,7 +166,8 @@ def proof_of(
 ) -> Proof:
     """Return the proof of a finding, in words; what blocks are for is left out where it cannot be told."""
     purposes = _purposes(log, line, minimal.state.epoch, filesystem=filesystem, folder=folder, notes=[])
-    return Proof(finding, minimal, tuple(say(log, line, minimal, torn_size=torn_size, purposes=purposes)))
+    words = say(log, line, minimal, torn_size=torn_size, purposes=purposes)
+    return Proof(finding, minimal, tuple(words), tuple(purposes))
 
 
 def as_found(line: Timeline, finding: Finding) -> Minimal:

@@ -120,6 +120,7 @@ def failure(log: str, error: str) -> dict[str, object]:
         "log": log,
         **counts,
         "violations": [],
+        "minimal": [],
         "set_apart": [],
         "warnings": [],
         "errors": [error],
