@@ -27,7 +27,7 @@ _METADATA = 1024
 
 class _Era(Rule):
     lengths = (8, 24, 64, 100)
-    behind = False  # the kernel goes to the sectors that requests have on the whole device (see the findings)
+    behind = False  # 6.1 goes to the sectors that requests have on the whole device (see the findings)
     talks_suspended = False  # the kernel holds both back, and they cannot be interrupted
 
     def draw(self, draw: DrawFn, room: Room) -> Era:
