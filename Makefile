@@ -32,7 +32,7 @@ lint: $(VENV)/.test
 
 # Pure tests, and those that boot guests of their own.
 test-host: $(VENV)/.test
-	$(BIN)/python tests/tools/once_more.py tests -m "not dm" -n 3 --dist worksteal
+	$(BIN)/python tests/tools/once_more.py tests -m "not dm" -n 3 --dist load --maxschedchunk 2
 
 # Every test that needs a kernel, on each of the three UML kernels; kinds of dm devices, four of a test at the most, are held against dmsetup before they go.
 test-kernels: $(VENV)/.test
