@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import pytest
+from ground import Ground
 
 from dmcore.errors import ParseError, SpecError
 from dmcore.ref import Ref
 from dmcore.table import Table
+from dmcore.target import Target
 from dmcore.targets.ebs import Ebs
 
 A = Ref("7:0")
@@ -42,12 +47,29 @@ def test_refuses_what_the_kernel_refuses_and_names_the_word(words, index):
         ("emulated", lambda: Ebs(dev=A, emulated=16)),
         ("underlying", lambda: Ebs(dev=A, emulated=1, underlying=3)),
         ("offset", lambda: Ebs(dev=A, offset=4, emulated=1, underlying=8)),
+        ("offset", lambda: Ebs(dev=A, offset=4, emulated=8, underlying=2)),
+        ("emulated", lambda: Table.of(Ebs(dev=A, emulated=8), 12)),
     ],
 )
 def test_refuses_bad_values_and_names_the_field(field, make):
     with pytest.raises(SpecError) as caught:
         make()
     assert caught.value.field == field
+
+
+@contextlib.contextmanager
+def ground(lab) -> Iterator[Ground]:
+    yield _New(lab)
+
+
+class _New(Ground):
+    """A new device for each line: kernels hold only a device's first table against its block size when it is loaded."""
+
+    fresh = True
+
+    def fits(self, target: Target, length: int) -> bool:
+        assert isinstance(target, Ebs)
+        return target.offset + length <= self.refs[target.dev]
 
 
 @pytest.mark.dm

@@ -265,20 +265,20 @@ def render(data: Data) -> str:
         "| target | what | kernels | why |",
         "|---|---|---|---|",
     ]
-    lines += _reason_rows([lack for lack in all_lacks if lack.what != "campaign"])
-    lines += ["", *_campaigns(data), *_uncampaigned([lack for lack in all_lacks if lack.what == "campaign"])]
+    lines += _reason_rows([lack for lack in all_lacks if lack.what not in {"campaign", "run"}])
+    lines += ["", *_listed([lack for lack in all_lacks if lack.what == "run"])]
+    lines += ["", *_campaigns(data), *_listed([lack for lack in all_lacks if lack.what == "campaign"])]
     return "\n".join(lines) + "\n"
 
 
 def _reason_rows(found: list[Lack]) -> list[str]:
     """Return a row for each target and reason."""
-    rows: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
-    kernels: dict[tuple[str, str], list[str]] = {}
+    kernels: dict[tuple[str, str, str], list[str]] = {}
     for lack in found:
-        kernels.setdefault((lack.target, lack.what), []).append(short(lack.kernel))
-    for (target, what), where in kernels.items():
-        lack = next(one for one in found if one.target == target and one.what == what)
-        rows.setdefault((target, tuple(where), str(why(lack))), []).append(what)
+        kernels.setdefault((lack.target, lack.what, f"{why(lack)}"), []).append(short(lack.kernel))
+    rows: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
+    for (target, what, reason), where in kernels.items():
+        rows.setdefault((target, tuple(where), reason), []).append(what)
     return [
         f"| {target} | {', '.join(what)} | {', '.join(where)} | {reason} |"
         for (target, where, reason), what in sorted(rows.items())
@@ -286,7 +286,8 @@ def _reason_rows(found: list[Lack]) -> list[str]:
 
 
 def _campaigns(data: Data) -> list[str]:
-    """Return the table of generated tables."""
+    """Return the table of generated tables, of the kernels that ever had a campaign."""
+    data = {kernel: seen for kernel, seen in data.items() if seen["campaigns"] or seen["lines"]}
     head = [
         "## Campaigns of generated tables",
         "",
@@ -312,11 +313,20 @@ def _campaigns(data: Data) -> list[str]:
     return [*head, *rows, ""]
 
 
-def _uncampaigned(found: list[Lack]) -> list[str]:
-    names: dict[str, list[str]] = {}
+def _listed(found: list[Lack]) -> list[str]:
+    """Return a line for each reason, with the targets and kernels that it is of."""
+    names: dict[tuple[str, str], list[str]] = {}
+    kernels: dict[str, list[str]] = {}
     for lack in found:
-        names.setdefault(f"{why(lack)}", []).append(f"{lack.target} ({short(lack.kernel)})")
-    return [f"Not there: {', '.join(listed)}: {reason}" for reason, listed in sorted(names.items())]
+        kernels.setdefault(lack.target, []).append(short(lack.kernel))
+    for lack in found:
+        where = names.setdefault((f"{why(lack)}", ", ".join(kernels[lack.target])), [])
+        if lack.target not in where:
+            where.append(lack.target)
+    return [
+        f"Not there on {where}: {', '.join(listed)}: {reason}"
+        for (reason, where), listed in sorted(names.items())
+    ]
 
 
 def main(arguments: list[str]) -> int:

@@ -1,6 +1,7 @@
 """ebs: blocks of another size than the device below has.
 
-Sources: drivers/md/dm-ebs-target.c (ebs_ctr, ebs_map, ebs_status).
+Sources: drivers/md/dm-ebs-target.c (ebs_ctr, ebs_map, ebs_status, ebs_io_hints), drivers/md/dm-table.c
+(device_area_is_invalid, which the device's own block size goes into).
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ class Ebs(Target):
 
     Attributes:
         dev: Device below.
-        offset: First sector used on `dev`, 0..2^64-1; a multiple of the block below.
-        emulated: Sectors of a block that the device shows: 1, 2, 4 or 8.
+        offset: First sector used on `dev`, 0..2^64-1; a multiple of both blocks.
+        emulated: Sectors of a block that the device shows: 1, 2, 4 or 8. The line is a whole number of them.
         underlying: Sectors of a block below: a power of two up to 32768; None for `dev`'s own.
 
     Raises:
-        SpecError: A value the kernel's constructor would refuse (EINVAL).
+        SpecError: A value that the kernel would refuse (EINVAL): in its constructor, or, what is not whole emulated
+            blocks, when it works out the limits of a device's first table; of later ones at resume.
     """
 
     kernel_name: ClassVar[str] = "ebs"
@@ -54,6 +56,8 @@ class Ebs(Target):
         validate.ref("dev", self.dev)
         validate.integer("offset", self.offset, 0, U64_MAX, "sectors")
         _check_block("emulated", self.emulated, _MOST_EMULATED)
+        if self.offset % self.emulated:
+            raise SpecError("offset", self.offset, f"must be a multiple of emulated={self.emulated}")
         if self.underlying is not None:
             _check_block("underlying", self.underlying, _MOST_UNDERLYING)
             if self.offset % self.underlying:
@@ -77,19 +81,27 @@ class Ebs(Target):
         tokens.done()
         return cls(dev=leg.dev, offset=leg.offset, emulated=emulated, underlying=underlying)
 
+    def check(self, start: int, length: int) -> None:
+        """Refuse a line that is not whole blocks."""
+        del start
+        if length % self.emulated:
+            raise SpecError("emulated", self.emulated, f"the line's {length} sectors are not whole blocks")
+
     @classmethod
     def strategy(cls, space: Space) -> SearchStrategy[Ebs]:
-        """Draw any part of a device that begins at whole blocks, and blocks of up to 4 KiB."""
+        """Draw any part of a device that is whole blocks, and blocks of up to 4 KiB."""
         from hypothesis import strategies as st
 
         blocks = st.sampled_from([1, 2, 4, 8])
+        shown = st.sampled_from([size for size in (1, 2, 4, 8) if space.length % size == 0])
 
         @st.composite
         def values(draw: st.DrawFn) -> Ebs:
             leg = draw(space.legs())
             underlying = draw(st.none() | blocks)
-            offset = leg.offset - leg.offset % (underlying or 1)
-            return Ebs(dev=leg.dev, offset=offset, emulated=draw(blocks), underlying=underlying)
+            emulated = draw(shown)
+            offset = leg.offset - leg.offset % max(underlying or 1, emulated)
+            return Ebs(dev=leg.dev, offset=offset, emulated=emulated, underlying=underlying)
 
         return values()
 
