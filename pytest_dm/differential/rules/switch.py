@@ -1,16 +1,21 @@
-"""switch: regions that messages send elsewhere; steps that name what is not there, too."""
+"""switch: regions that messages send elsewhere; steps that name what is not there, too.
+
+Paths on the same device begin at the same sector: where they were shifted, parts of one request would race for sectors.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dmcore.targets import Switch
 from pytest_dm.differential.rule import Rule
 
 if TYPE_CHECKING:
-    from hypothesis.strategies import SearchStrategy
+    from hypothesis.strategies import DrawFn, SearchStrategy
 
     from dmcore.target import Target
+    from pytest_dm.differential.rule import Room
 
 __all__ = ["RULE"]
 
@@ -18,6 +23,12 @@ _ODD = ["set_region_mappings", "set_region_mappings 0", "set_region_mappings R1"
 
 
 class _Switch(Rule):
+    def draw(self, draw: DrawFn, room: Room) -> Switch:
+        """Draw one whose paths on the same device begin at the same sector."""
+        drawn = draw(Switch.strategy(room.space()))
+        first = {path.dev: path.offset for path in reversed(drawn.paths)}
+        return replace(drawn, paths=tuple(replace(path, offset=first[path.dev]) for path in drawn.paths))
+
     def messages(self, target: Target, length: int) -> SearchStrategy[str]:
         """Draw steps over the line's regions and one behind them, paths and one too many."""
         from hypothesis import strategies as st
