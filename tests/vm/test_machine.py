@@ -267,8 +267,8 @@ def _script(folder: Path, text: str) -> Path:
     [
         ("exit 3", 10, "ended with status 3"),
         ("echo Kernel panic - not syncing: no root; sleep 60", 10, "Kernel panic - not syncing: no root"),
-        ("sleep 60", 0.7, "not up after 0.7 s; the guest kernel wrote nothing at all"),
-        ("echo dmvm-init: started; sleep 60", 0.7, "got as far as: started"),
+        ("sleep 60", 3, "not up after 3 s; the guest kernel wrote nothing at all"),
+        ("echo dmvm-init: started; sleep 60", 3, "got as far as: started"),
         ("kill -SEGV $$", 10, "was killed by signal 11"),
     ],
 )
