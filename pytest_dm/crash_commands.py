@@ -40,9 +40,6 @@ def add_explore(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace
         "image's path, {acknowledged} the names of the acknowledged marks with commas between",
     )  # fmt: skip
     parser.add_argument(
-        "--oracle-timeout", type=float, default=60, metavar="SECONDS", help="for one state (default 60)"
-    )
-    parser.add_argument(
         "--max-states", type=int, default=10_000, metavar="N", help="states to visit at most (default 10000)"
     )
     parser.add_argument("--max-seconds", type=float, metavar="N", help="when to stop")
@@ -74,9 +71,6 @@ def add_replay(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
     _source(parser)
     parser.add_argument("--oracle", metavar="CMD", help="command that judges the state, as of explore")
     parser.add_argument(
-        "--oracle-timeout", type=float, default=60, metavar="SECONDS", help="for one state (default 60)"
-    )
-    parser.add_argument(
         "--image",
         metavar="OUT",
         type=Path,
@@ -86,6 +80,9 @@ def add_replay(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
 
 
 def _source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--oracle-timeout", type=float, default=60, metavar="SECONDS", help="for one state (default 60)"
+    )
     parser.add_argument("--base", metavar="IMAGE", help="the device before the log (default: zeros)")
     parser.add_argument(
         "--size",
