@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,6 +15,9 @@ from dmcore.kernel.device import Device
 from dmcore.kernel.loop import LoopDevice
 from dmcore.ref import Ref
 from dmcore.table import Line, Table
+from dmcore.target import Target
+from dmcore.targets import Delay, Flakey, Linear
+from dmcore.targets.delay import Delayed
 from dmcore.targets.vdo import (
     Config,
     Dump,
@@ -211,3 +215,52 @@ def test_what_was_formatted_for_another_size_is_refused(lab, value):
     ):
         with pytest.raises(TableRejected), lab.device(wrong, length):
             pass
+
+
+@contextlib.contextmanager
+def _over(lab, value: Vdo) -> Iterator[tuple[Device, Vdo]]:
+    """Put the vdo on a device that can be told to fail."""
+    with lab.device(Linear(dev=value.dev), value.physical_blocks * 8) as below:
+        yield below, replace(value, dev=below.ref)
+
+
+def _become(below: Device, target: Target, value: Vdo) -> None:
+    below.reload(Table.of(target, value.physical_blocks * 8))
+
+
+def _write_through(file: BlockFile, byte: bytes) -> None:
+    file.write(0, byte * BLOCK)
+    file.flush()
+
+
+@pytest.mark.dm
+def test_a_disk_that_takes_no_writes_makes_it_read_only(lab, value):
+    with _over(lab, value) as (below, vdo), _running(lab, vdo) as (device, file):
+        _write_through(file, b"k")
+        _become(below, Flakey(dev=value.dev, up=0, down=1, error_writes=True), value)
+        with pytest.raises(OSError) as failed:
+            _write_through(file, b"l")
+        assert failed.value.errno == errno.EIO
+        assert device.status()[0].mode is VdoMode.READ_ONLY
+        assert file.read(0, BLOCK) == b"k" * BLOCK
+        _become(below, Linear(dev=value.dev), value)
+
+
+@pytest.mark.dm
+def test_a_power_cut_is_recovered_from_and_the_status_says_so(lab, value):
+    with _over(lab, value) as (below, vdo):
+        with _running(lab, vdo) as (_, file):
+            file.write(0, b"k" * BLOCK)
+            file.flush()
+            _become(below, Flakey(dev=value.dev, up=0, down=1, drop_writes=True), value)
+        _become(below, Delay(read=Delayed(value.dev, 0, 400)), value)
+        with _running(lab, vdo) as (device, file):
+            (status,) = device.status()
+            assert (status.mode, status.recovering) == (VdoMode.RECOVERING, True)
+            deadline = time.monotonic() + 60
+            while (status := device.status()[0]).recovering:
+                assert time.monotonic() < deadline, f"still {status}"
+                time.sleep(0.1)
+            assert status.mode is VdoMode.NORMAL
+            assert file.read(0, BLOCK) == b"k" * BLOCK
+            _become(below, Linear(dev=value.dev), value)
