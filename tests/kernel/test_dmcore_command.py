@@ -263,6 +263,20 @@ def test_stats_of_files_are_refused(control, name):
 
 
 @pytest.mark.newest_kernel
+def test_by_the_name_dmstats_it_is_the_verb_stats(control, name, tmp_path):
+    assert dmcore("create", name, "--table", "0 8 zero").returncode == 0
+    ours = tmp_path / "dmstats"
+    ours.symlink_to(DMCORE)
+    assert subprocess.run([ours, "create", name], check=False, timeout=60).returncode == 0
+    for words in (["list", name], ["list", "-o", "none"], ["print", name], ["nonsense"], ["create"]):
+        said = [
+            subprocess.run([one, *words], capture_output=True, text=True, timeout=60, check=False)
+            for one in ("dmstats", ours)
+        ]
+        theirs, mine = ((one.returncode, one.stdout, one.stderr.splitlines()[:1]) for one in said)
+        assert theirs == mine
+
+
 def test_stats_of_many_areas_come_in_pieces(control, name):
     assert dmcore("create", name, "--table", "0 9000 zero").returncode == 0
     assert dmcore("stats", "create", "--areasize", "1", "--bounds", "1ms,2ms", name).returncode == 0

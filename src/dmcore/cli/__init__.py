@@ -85,9 +85,15 @@ def _do(words: Sequence[str]) -> int:
     return run(words)
 
 
+def _command_line() -> list[str]:
+    """Return the process's words; by the name dmstats it is `dmcore stats`, as dmsetup is."""
+    own = ["stats"] if os.path.basename(sys.argv[0]) == "dmstats" else []  # noqa: PTH119 - pathlib would cost more than the rest of this
+    return [*own, *map(_text, sys.argv[1:])]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage of a command of ours."""
-    words = [_text(word) for word in sys.argv[1:]] if arguments is None else list(arguments)
+    words = _command_line() if arguments is None else list(arguments)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")
