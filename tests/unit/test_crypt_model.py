@@ -367,11 +367,14 @@ def test_failures_below_come_through():
         assert _outcome(volume.write, 2048, DATA[2048:]) in {None, ""}
 
 
-def test_large_requests_are_what_small_ones_are():
+@pytest.mark.parametrize(
+    ("cipher", "size_of_key"), [("aes-cbc-essiv:sha256", 32), ("aes-xts-plain64", 64), ("aes-ecb", 16)]
+)
+def test_large_requests_are_what_small_ones_are(cipher, size_of_key):
     size = 5 << 19
     data = hashlib.shake_128(b"large").digest(size)
     one, two = MemoryStore(size), MemoryStore(size)
-    table = f"0 {size // 512} crypt aes-cbc-essiv:sha256 {KEY[:32].hex()} 0 disk 0"
+    table = f"0 {size // 512} crypt {cipher} {KEY[:size_of_key].hex()} 0 disk 0"
     with open_volume(table, {"disk": one}) as volume, open_volume(table, {"disk": two}) as other:
         volume.write(0, data)
         for at in range(0, size, 61440):

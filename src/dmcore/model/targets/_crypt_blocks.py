@@ -15,6 +15,7 @@ from dmcore.formats.hashes import hash_named
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from cryptography.hazmat.primitives.ciphers import CipherContext
     from numpy.typing import NDArray
 
     Words: TypeAlias = NDArray[np.uint64]
@@ -88,13 +89,24 @@ class Block:
         self._encryptor = self._cipher.encryptor()
         self._decryptor = self._cipher.decryptor()
 
-    def encrypt_into(self, data: Words, out: Octets) -> None:
-        """Encrypt whole blocks into `out`, which has room for a block more than that."""
-        self._encryptor.update_into(data.data.cast("B"), out.data)
+    def encrypt_into(self, data: Words, out: Words | Octets) -> None:
+        """Encrypt whole blocks into `out`, which may be `data`. Room for a block more saves a call."""
+        self._into(self._encryptor, data, out)
 
-    def decrypt_into(self, data: Words, out: Octets) -> None:
-        """Decrypt whole blocks into `out`, which has room for a block more than that."""
-        self._decryptor.update_into(data.data.cast("B"), out.data)
+    def decrypt_into(self, data: Words, out: Words | Octets) -> None:
+        """Decrypt whole blocks into `out`, which may be `data`. Room for a block more saves a call."""
+        self._into(self._decryptor, data, out)
+
+    def _into(self, context: CipherContext, data: Words, out: Words | Octets) -> None:
+        source, result = data.data.cast("B"), out.data.cast("B")
+        if len(result) >= len(source) + self.size:
+            context.update_into(source, result)
+            return
+        # `update_into` wants room for a block, less a byte, behind what it puts out.
+        most = len(source) - self.size
+        if most > 0:
+            context.update_into(source[:most], result)
+        result[most:] = context.update(source[most:])
 
     def encrypt(self, data: Words) -> Words:
         """Return the encryption of an array of whole blocks, in its shape."""

@@ -26,9 +26,9 @@ _U = np.uint64
 
 def _little(numbers: Words, size: int) -> Octets:
     """Return numbers as 64 bits, lowest byte first, in the first bytes of IVs."""
-    iv = np.zeros((len(numbers), size), np.uint8)
-    iv[:, :8] = numbers[:, None].view(np.uint8)
-    return iv
+    words = np.zeros((len(numbers), -(-size // 8)), np.uint64)
+    words[:, 0] = numbers
+    return words.view(np.uint8)[:, :size]
 
 
 def _big(numbers: Words, size: int) -> Octets:

@@ -32,23 +32,26 @@ class Mode(ABC):
         iv_size: Bytes of the IV, 0 for none.
         block: Bytes that the kernel calls its block size; 1 for a stream.
         words: 64-bit words of the block cipher's block, the last axis of the arrays.
+        in_place: Whether `out` may be `data`.
     """
 
     iv_size: int
     block: int
     words: int = 2
+    in_place: bool = False
 
     @abstractmethod
     def encrypt(self, data: Words, iv: Words, out: Words) -> None:
-        """Encrypt units into `out`, which is none of the others."""
+        """Encrypt units into `out`; all arrays are contiguous."""
 
     @abstractmethod
     def decrypt(self, data: Words, iv: Words, out: Words) -> None:
-        """Decrypt units into `out`, which is none of the others."""
+        """Decrypt units into `out`; all arrays are contiguous."""
 
 
 class _Null(Mode):
     iv_size, block, words = 0, 1, 1
+    in_place = True
 
     def encrypt(self, data: Words, iv: Words, out: Words) -> None:
         del iv
@@ -76,21 +79,19 @@ class _OfBlocks(Mode):
 
 
 class _Ecb(_OfBlocks):
+    in_place = True
+
     def __init__(self, cipher: Block) -> None:
         super().__init__(cipher)
         self.iv_size = 0
 
     def encrypt(self, data: Words, iv: Words, out: Words) -> None:
         del iv
-        room, result = self._scratch(data)
-        self.cipher.encrypt_into(data, room)
-        out[:] = result
+        self.cipher.encrypt_into(data, out)
 
     def decrypt(self, data: Words, iv: Words, out: Words) -> None:
         del iv
-        room, result = self._scratch(data)
-        self.cipher.decrypt_into(data, room)
-        out[:] = result
+        self.cipher.decrypt_into(data, out)
 
 
 def _as_items(array: Words) -> NDArray[Any]:
@@ -120,10 +121,12 @@ class _Cbc(_OfBlocks):
         np.copyto(_as_items(out), items)
 
     def decrypt(self, data: Words, iv: Words, out: Words) -> None:
-        room, result = self._scratch(data)
-        self.cipher.decrypt_into(data, room)
-        np.bitwise_xor(result[:, 0], iv, out=out[:, 0])
-        np.bitwise_xor(result[:, 1:], data[:, :-1], out=out[:, 1:])
+        """Mix all blocks with those before them in one go, and then put right what begins a unit: rows cost more."""
+        self.cipher.decrypt_into(data, out)
+        first = out[:, 0] ^ iv
+        behind, before = out.reshape(-1)[self.words :], data.reshape(-1)[: -self.words]
+        np.bitwise_xor(behind, before, out=behind)
+        out[:, 0] = first
 
 
 class _Pcbc(_OfBlocks):
@@ -170,16 +173,17 @@ class _Ctr(_OfBlocks):
 class _Tweaked(_OfBlocks):
     """Each block is mixed with a tweak of its own before the cipher and behind it."""
 
+    in_place = True
+
     @abstractmethod
     def _tweaked(self, iv: Words, units: int, blocks: int) -> Words:
         """Return the tweak of every block of every unit."""
 
     def _do(self, data: Words, iv: Words, out: Words, *, encrypt: bool) -> None:
         tweaks = self._tweaked(iv, *data.shape[:2])
-        room, mixed = self._scratch(data)
-        np.bitwise_xor(data, tweaks, out=mixed)
-        (self.cipher.encrypt_into if encrypt else self.cipher.decrypt_into)(mixed, room)
-        np.bitwise_xor(mixed, tweaks, out=out)
+        np.bitwise_xor(data, tweaks, out=out)
+        (self.cipher.encrypt_into if encrypt else self.cipher.decrypt_into)(out, out)
+        np.bitwise_xor(out, tweaks, out=out)
 
     def encrypt(self, data: Words, iv: Words, out: Words) -> None:
         self._do(data, iv, out, encrypt=True)
@@ -252,6 +256,7 @@ class _Essiv(Mode):
         self.inner = inner
         self.cipher = cipher
         self.iv_size, self.block, self.words = inner.iv_size, inner.block, inner.words
+        self.in_place = inner.in_place
 
     def encrypt(self, data: Words, iv: Words, out: Words) -> None:
         self.inner.encrypt(data, self.cipher.encrypt(iv), out)

@@ -175,7 +175,7 @@ class _Crypt(ModelTarget[Crypt]):
 
     def _read(self, sector: int, buffer: memoryview, flags: int) -> None:
         below = self.target.start + sector
-        room = self._scratch(len(buffer))
+        room = buffer if self._engine.in_place and not self._tags else self._scratch(len(buffer))
         if not self._tags:
             self._dev.readinto(below, room, flags)
             self._engine.decrypt(sector, room, buffer)
