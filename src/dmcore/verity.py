@@ -15,7 +15,6 @@ from uuid import UUID, uuid4
 
 from dmcore import validate
 from dmcore.errors import FormatError, SpecError
-from dmcore.formats.reed_solomon import WORD, parity
 from dmcore.formats.verity import SUPERBLOCK_SIZE, Superblock, Tree
 from dmcore.model.block import BlockDevice
 from dmcore.model.stores import FileStore
@@ -176,7 +175,7 @@ def format_verity(
             cover = _covered(hashes, target, fec, fec_offset, block_size=hash_block_size, start=start)
             if cover < tree.blocks:
                 raise SpecError("fec_offset", fec_offset, "lies in front of the tree's end")
-            region = -(-(count + cover) // (WORD - fec_roots))
+            region = _region(count + cover, fec_roots)
             room = fec_offset + region * fec_roots * data_block_size
             parity_to = _open(stack, fec, room=room)
             _fits(parity_to, room, "fec")
@@ -203,6 +202,14 @@ def _covered(
     return end // block_size - start
 
 
+class _Room:
+    """Room for some blocks, cut into them once for all."""
+
+    def __init__(self, count: int, block_size: int) -> None:
+        self.content = memoryview(bytearray(count * block_size))
+        self.blocks = [self.content[at : at + block_size] for at in range(0, len(self.content), block_size)]
+
+
 def _digests(
     source: BlockDevice, tree: Tree, block_size: int, count: int, threads: int
 ) -> Iterator[list[bytes]]:
@@ -210,15 +217,15 @@ def _digests(
     each = max(_CHUNK // block_size, 1)
     unit = block_size // SECTOR
 
-    def chunk(first: int, room: memoryview | None = None) -> list[bytes]:
-        room = memoryview(bytearray(each * block_size)) if room is None else room
-        content = room[: min(each, count - first) * block_size]
-        source.readinto(first * unit, content)
-        return tree.digests(content, block_size)
+    def chunk(first: int, room: _Room | None = None) -> list[bytes]:
+        room = room or _Room(each, block_size)
+        number = min(each, count - first)
+        source.readinto(first * unit, room.content[: number * block_size])
+        return tree.digests(room.blocks if number == each else room.blocks[:number])
 
     firsts = iter(range(0, count, each))
     if threads == 1:
-        room = memoryview(bytearray(each * block_size))
+        room = _Room(each, block_size)
         yield from (chunk(first, room) for first in firsts)
         return
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - a tenth of a second, for few
@@ -296,10 +303,19 @@ class _Covered:
         return b"".join(parts)
 
 
+def _region(blocks: int, roots: int) -> int:
+    """Return how many code words, a block wide, `blocks` blocks are: as many blocks has each byte of parity."""
+    from dmcore.formats.reed_solomon import WORD  # noqa: PLC0415 - for few
+
+    return -(-blocks // (WORD - roots))
+
+
 def _write_parity(covered: _Covered, target: BlockDevice, offset: int, roots: int) -> None:
+    from dmcore.formats.reed_solomon import WORD, parity  # noqa: PLC0415 - for few
+
     size = covered.block_size
     columns = WORD - roots
-    region = -(-covered.blocks // columns)
+    region = _region(covered.blocks, roots)
     each = max((_CHUNK >> 4) // size, 1)
     for first in range(0, region, each):
         count = min(each, region - first)

@@ -165,13 +165,13 @@ class Tree:
             hasher.update(self._salt)
         return hasher.digest()
 
-    def digests(self, content: memoryview, block_size: int) -> list[bytes]:
-        """Return the digests of blocks that stand one behind the other; what is left out here is paid for a million times."""
+    def digests(self, blocks: Iterable[memoryview]) -> list[bytes]:
+        """Return the digests of blocks; what is left out here is paid for a million times."""
         copy, salt = self._begun.copy, b"" if self._before else self._salt
         found: list[bytes] = []
-        for at in range(0, len(content), block_size):
+        for block in blocks:
             hasher = copy()
-            hasher.update(content[at : at + block_size])
+            hasher.update(block)
             if salt:
                 hasher.update(salt)
             found.append(hasher.digest())
