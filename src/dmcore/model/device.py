@@ -321,9 +321,12 @@ class ModelDevice(BlockDevice):
     ) -> None:
         """Cut a request at lines and at `max_io_len`; its pieces are under way together, so it takes the longest's time."""
         live = self._ready()
-        if len(live.targets) == 1 and not live.targets[0].max_io_len:
-            do(live.targets[0], sector, data)
-            return
+        if len(live.targets) == 1:
+            (target,) = live.targets
+            most = target.max_io_len
+            if not most or sector % most + len(data) // SECTOR <= most:
+                do(target, sector, data)
+                return
         self.clock.together(
             partial(do, target, piece.sector, data[before * SECTOR : (before + length) * SECTOR][piece.data])
             for target, first, length, before in self._parts(sector, len(data) // SECTOR)

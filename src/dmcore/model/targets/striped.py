@@ -76,22 +76,25 @@ class _Striped(ModelTarget[Striped]):
                 if self._errors[leg] < _MOST_EVENTS:
                     self.context.event()
 
-    def _do(self, leg: int, request: Callable[[], None]) -> None:
-        try:
-            request()
-        except OSError as error:
-            self._failed(self.lower[leg], error)
-            raise
-
     def readinto(self, sector: int, buffer: memoryview, flags: int) -> None:
         """Read from the chunk's stripe."""
         leg, at = self._place(sector)
-        self._do(leg, lambda: self.lower[leg].readinto(at, buffer, flags))
+        dev = self.lower[leg]
+        try:
+            dev.readinto(at, buffer, flags)
+        except OSError as error:
+            self._failed(dev, error)
+            raise
 
     def write(self, sector: int, data: memoryview, flags: int) -> None:
         """Write to the chunk's stripe."""
         leg, at = self._place(sector)
-        self._do(leg, lambda: self.lower[leg].write(at, data, flags))
+        dev = self.lower[leg]
+        try:
+            dev.write(at, data, flags)
+        except OSError as error:
+            self._failed(dev, error)
+            raise
 
     def _bound(self, sector: int, leg: int) -> int:
         """Return the first sector of stripe `leg`, without its offset, at or behind `sector` of the line."""
