@@ -5,6 +5,7 @@ Imported by those who use it; hypothesis comes in when a strategy is made.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from math import lcm
 from typing import TYPE_CHECKING
@@ -205,9 +206,7 @@ def scripts(
     choices.append(st.just(steps.Status()))
     single = st.one_of(choices).map(_alone)
     parts = st.lists(st.one_of([*[single] * 7, *paused]), min_size=1, max_size=most)
-    before = _prelude(setup)
-    first = st.sampled_from([before, before, []]) if before else st.just(before)
-    return st.builds(_joined, first, parts)
+    return st.builds(_joined, st.sampled_from(_beginnings(setup)), parts)
 
 
 def _alone(step: Step) -> list[Step]:
@@ -249,10 +248,27 @@ def discard_unit(setup: Setup) -> int:
     return lcm(*units)
 
 
-def _prelude(setup: Setup) -> list[Step]:
-    line = setup.stack.tables[setup.stack.top].lines[0]
+def _beginnings(setup: Setup) -> list[list[Step]]:
+    """Return how a script may begin: with what the topmost target's last line has of prelude and scenes, or with nothing."""
+    line = setup.stack.tables[setup.stack.top].lines[-1]
     kind = line.target.kernel_type
-    return list(rule_for(kind).prelude(line.target, line.length)) if kind in ruled() else []
+    if kind not in ruled():
+        return [[]]
+    rule = rule_for(kind)
+    before = [_behind(line.start, step) for step in rule.prelude(line.target, line.length)]
+    drawn = rule.scenes(line.target, line.length)
+    scenes = [[*before, *(_behind(line.start, step) for step in scene)] for scene in drawn]
+    every = [*before, *(_behind(line.start, step) for scene in drawn for step in scene)]
+    return [before, *[every] * 3, *scenes, []] if every else [[]]
+
+
+def _behind(start: int, step: Step) -> Step:
+    """Return a step on the topmost device whose sector is one of a line that begins at `start`."""
+    if not start or isinstance(step, (steps.Flush, steps.Reload, steps.Resume, steps.Suspend)):
+        return step
+    if isinstance(step, (steps.Fail, steps.Heal, steps.Settle, steps.Status)) or step.on:
+        return step
+    return replace(step, sector=start + step.sector)
 
 
 def requests(setup: Setup, face: str, kind: type[object] = object) -> list[SearchStrategy[Step]]:

@@ -145,6 +145,14 @@ class Rule:
         del target, length
         return ()
 
+    def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
+        """Return steps that lead where drawn ones seldom come: most scripts begin with the prelude and one of them, or all.
+
+        Sectors are the line's; a scene makes what it needs, since others may have been there before.
+        """
+        del target, length
+        return ()
+
     def discard_unit(self, target: Target) -> int:
         """Return of how many sectors multiples are at which discards of scripts begin; 0: scripts do not discard on it."""
         del target

@@ -28,6 +28,7 @@ SECONDS = {"dev": 120, "ci": 400}
 SEED = 20
 TESTS = "tests/differential"
 MORE = {
+    "crypt": ("test_crypt_kinds.py",),
     "mirror": ("test_mirror_scripts.py",),
     "multipath": ("test_multipath_scripts.py",),
     "raid": ("test_raid_failures.py", "test_raid_kinds.py"),

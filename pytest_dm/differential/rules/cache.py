@@ -18,15 +18,16 @@ from dmcore.targets import Cache
 from dmcore.targets.cache import CacheMode, Policy
 from dmcore.volume import open_volume
 from pytest_dm.differential.rule import Room, Rule, patches
-from pytest_dm.differential.steps import pattern
+from pytest_dm.differential.steps import Message, Status, pattern
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from hypothesis.strategies import DrawFn, SearchStrategy
 
     from dmcore.target import Target
     from pytest_dm.differential.setup import Disk
+    from pytest_dm.differential.steps import Step
 
 __all__ = ["RULE", "formatted"]
 
@@ -63,6 +64,19 @@ class _Cache(Rule):
             metadata2=version == 2,
             no_discard_passdown=draw(st.booleans()),
             policy=policy,
+        )
+
+    def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
+        """Take out the last block of the cache, and what is behind it."""
+        del target, length
+        last = Message(f"invalidate_cblocks {_FAST - 1}")
+        return (
+            (
+                last,
+                Message(f"invalidate_cblocks {_FAST}"),
+                Message(f"invalidate_cblocks 0-{_FAST + 1}"),
+                Status(),
+            ),
         )
 
     def discard_unit(self, target: Target) -> int:

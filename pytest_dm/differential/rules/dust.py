@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dmcore.targets import Dust
 from pytest_dm.differential.rule import Rule
-from pytest_dm.differential.steps import Message
+from pytest_dm.differential.steps import Flush, Message, Read, Write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,12 +25,27 @@ _PLAIN = [
 
 
 class _Dust(Rule):
+    def _first(self, target: Target) -> int:
+        """Return the block in which the line begins."""
+        assert isinstance(target, Dust)
+        return target.offset // (target.block_size // 512)
+
     def prelude(self, target: Target, length: int) -> Sequence[Step]:
         """Let the first block fail some writes before it heals, and the second be bad."""
         del length
-        assert isinstance(target, Dust)
-        first = target.offset // (target.block_size // 512)
+        first = self._first(target)
         return Message("enable"), Message(f"addbadblock {first} 2"), Message(f"addbadblock {first + 1}")
+
+    def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
+        """Write the first block until it heals, the first time by a flush; clear the list twice."""
+        del length
+        add, first, read = Message(f"addbadblock {self._first(target)} 2"), Write(0, 1), Read(0, 1)
+        clear = Message("clearbadblocks")
+        return (
+            (add, first, first, read, first, read),
+            (add, Flush(), first, read, first, read),
+            (clear, clear),
+        )
 
     def messages(self, target: Target, length: int) -> SearchStrategy[str]:
         """Draw blocks of the line and a few behind it, and words that are none."""

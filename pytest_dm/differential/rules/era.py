@@ -8,7 +8,7 @@ from dmcore.formats.era import WRITESET, SuperBlock
 from dmcore.formats.persistent_data import Reader
 from dmcore.targets import Era
 from pytest_dm.differential.rule import Room, Rule
-from pytest_dm.differential.steps import Message, Write
+from pytest_dm.differential.steps import Message, Settle, Status, Write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,6 +44,12 @@ class _Era(Rule):
         """Write the first block in two eras, and its neighbours in the first of them only."""
         del target
         return Write(0, min(length, 20), seed=4), Message("checkpoint"), Write(0, 1, seed=5)
+
+    def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
+        """Let several eras be over before any of them is put into the array; take a snapshot, write, give it up."""
+        del target, length
+        take, drop = Message("take_metadata_snap"), Message("drop_metadata_snap")
+        return (Message("checkpoint"), Settle()), (take, Status(), Write(0, 1), drop)
 
     def messages(self, target: Target, length: int) -> SearchStrategy[str]:
         """Draw all that there are, and none."""

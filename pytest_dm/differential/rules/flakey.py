@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING
 
 from dmcore.targets.flakey import Corrupt, Direction, Flakey
 from pytest_dm.differential.rule import Room, Rule
+from pytest_dm.differential.steps import Read, Write
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hypothesis.strategies import DrawFn
+
+    from dmcore.target import Target
+    from pytest_dm.differential.steps import Step
 
 __all__ = ["RULE"]
 
 _SECONDS = 1_000_000
+_SYNC, _FUA = 1 << 11, 1 << 17
+_FLAGS = {Direction.READ: (0, 0, 1), Direction.WRITE: (0, _SYNC, _FUA, _FUA | 1)}
+"""Bits that a request must have. Bit 0 is of writes alone; all writes of a script are synchronous, some are FUA."""
 
 
 class _Flakey(Rule):
@@ -24,17 +33,15 @@ class _Flakey(Rule):
 
         drawn = draw(Flakey.strategy(room.space()))
         assert isinstance(drawn, Flakey)
-        down = draw(st.sampled_from([True, True, False]))
+        down = draw(st.sampled_from([True, True, True, False]))
         corrupt = drawn.corrupt
-        if draw(
-            st.booleans()
-        ):  # alone, more often than by the strategy, which seldom draws what a request shows
+        if draw(st.sampled_from([True, True, True, False])):  # alone, as the strategy seldom draws it
             drawn = replace(drawn, drop_writes=False, error_writes=False, error_reads=False)
             corrupt = Corrupt(1, draw(st.sampled_from(Direction)), draw(st.integers(0, 255)), 0)
         if corrupt is not None:
-            byte = st.integers(1, 2048) | st.sampled_from([1, 512, 513, 1024, 4096])
-            flags = draw(st.sampled_from([0, 0, 1, 1 << 17, 1 << 11]))
-            corrupt = Corrupt(draw(byte), corrupt.direction, corrupt.value, flags)
+            byte = draw(st.sampled_from([1, 512, 512, 1024, 4096, 513]) | st.integers(1, 2048))
+            flags = draw(st.sampled_from(_FLAGS[corrupt.direction]))
+            corrupt = replace(corrupt, byte=byte, flags=flags)
         value = replace(
             drawn,
             up=0 if down else _SECONDS,
@@ -45,6 +52,15 @@ class _Flakey(Rule):
         )
         assume(value.needs().features <= room.features)
         return value
+
+    def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
+        """Write, durably and not, and read requests of which the byte to corrupt is in the last sector."""
+        assert isinstance(target, Flakey)
+        if target.corrupt is None:
+            return ()
+        count = min(-(-target.corrupt.byte // 512), length)
+        read = Read(0, count)
+        return ((Write(0, count, 9), read, Write(0, count, 10, fua=True), read),)
 
 
 RULE = _Flakey()

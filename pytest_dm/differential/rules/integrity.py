@@ -35,12 +35,8 @@ __all__ = ["RULE"]
 
 _DEV = 4096
 _META = 2048
-_HASHES = (
-    Algorithm("crc32c"),
-    Algorithm("crc32"),
-    Algorithm("sha256"),
-    Algorithm("hmac(sha256)", Key(bytes(range(4)))),
-)
+_KEYED = Algorithm("hmac(sha256)", Key(bytes(range(4))))
+_HASHES = (Algorithm("crc32c"), Algorithm("crc32"), Algorithm("sha256"), _KEYED, _KEYED)
 
 
 class _Integrity(Rule):
@@ -58,7 +54,7 @@ class _Integrity(Rule):
         mode = draw(st.sampled_from([Mode.JOURNAL, Mode.JOURNAL, Mode.DIRECT, Mode.BITMAP]))
         separate = draw(st.booleans())
         hashed = draw(st.sampled_from(_HASHES))
-        salted = hashed.key is not None and draw(st.booleans())
+        salted = hashed.key is not None and draw(st.sampled_from([True, True, False]))
         target = Integrity(
             dev=Ref("dev"),
             start=draw(st.sampled_from([0, 8])),

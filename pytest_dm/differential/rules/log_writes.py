@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING
 
 from dmcore.targets import LogWrites
 from pytest_dm.differential.rule import Room, Rule
+from pytest_dm.differential.steps import Message
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hypothesis.strategies import DrawFn, SearchStrategy
 
     from dmcore.target import Target
+    from pytest_dm.differential.steps import Step
 
 __all__ = ["RULE"]
 
+_SMALL = 12
+"""Sectors of the smallest log."""
 _MOST_MARK = 512 - 32 - 1
 """Bytes of a mark that an entry of one sector has room for."""
 
@@ -26,7 +32,7 @@ class _LogWrites(Rule):
         from hypothesis import strategies as st
 
         return LogWrites(
-            dev=room.data(room.length), log=room.disk(draw(st.sampled_from([12, 40, 100, 2048])))
+            dev=room.data(room.length), log=room.disk(draw(st.sampled_from([_SMALL, _SMALL, 40, 100, 2048])))
         )
 
     fails = False  # when the thread meets a failing sector is chance
@@ -34,6 +40,11 @@ class _LogWrites(Rule):
     layer = False  # its thread writes the log when it likes, also at the end of a layer below
     behind = True
     lengths = (24, 64, 96)
+
+    def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
+        """Fill the smallest log to its last sector; each mark takes one."""
+        del target, length
+        return ((Message("mark a"),) * _SMALL,)
 
     def messages(self, target: Target, length: int) -> SearchStrategy[str]:
         """Draw marks, and what is none."""

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 from dmcore.targets import Multipath
 from dmcore.targets.multipath import Group, Path, QueueMode, Selector
 from pytest_dm.differential.rule import Room, Rule
+from pytest_dm.differential.steps import Message, Read, Status
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hypothesis.strategies import DrawFn, SearchStrategy
 
     from dmcore.target import Target
+    from pytest_dm.differential.steps import Step
 
 __all__ = ["RULE"]
 
@@ -52,6 +56,12 @@ class _Multipath(Rule):
             pg_init_retries=draw(st.none() | st.just(3)),
             queue_mode=QueueMode.BIO,
         )
+
+    def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
+        """Disable the first group after it was used, and before another one is chosen."""
+        del target, length
+        disable, read = Message("disable_group 1"), Read(0, 1)
+        return (read, disable, read, Status()), (disable, Message("switch_group 2"), Status())
 
     def discard_unit(self, target: Target) -> int:
         """Return the granularity of the disks in sectors: a discard from between is two requests, both under way at once.

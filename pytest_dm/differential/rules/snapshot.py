@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING
 from dmcore.targets import Snapshot, SnapshotOrigin
 from dmcore.targets.snapshot import Store
 from pytest_dm.differential.rules._snapshots import SnapshotRule, cow_sectors, draw_snapshot
+from pytest_dm.differential.steps import Write
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hypothesis.strategies import DrawFn
 
+    from dmcore.target import Target
     from pytest_dm.differential.rule import Room
+    from pytest_dm.differential.steps import Step
 
 __all__ = ["RULE"]
 
@@ -40,6 +45,11 @@ class _Snapshot(SnapshotRule):
         if draw(st.booleans()):
             room.device(SnapshotOrigin(dev=base), room.length, face=True)
         return found
+
+    def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
+        """Write so much that chunks of a sector fill the first area of metadata."""
+        del target
+        return ((Write(0, min(length, 100), 7),),)
 
 
 RULE = _Snapshot()

@@ -32,5 +32,11 @@ class _ThinPool(PoolRule):
         del target, length
         return Message("create_thin 0"), Message("create_snap 1 0"), Message("reserve_metadata_snap")
 
+    def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
+        """Hold the metadata once more; send messages with a word too many."""
+        del target, length
+        words = ("create_thin 3 4", "create_snap 2 0 0", "delete 1 1", "release_metadata_snap 0")
+        return (Message("reserve_metadata_snap"),), tuple(map(Message, words))
+
 
 RULE = _ThinPool()

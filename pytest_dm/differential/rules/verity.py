@@ -22,6 +22,8 @@ __all__ = ["RULE"]
 _SIZES = (512, 1024, 4096)
 _TREE = 128
 _SEED = 60
+_ZEROS = 8
+"""Sectors of zeros before all other data."""
 
 
 class _Verity(Rule):
@@ -39,7 +41,7 @@ class _Verity(Rule):
         data_size, hash_size = draw(st.sampled_from(_SIZES)), draw(st.sampled_from(_SIZES))
         version, algorithm = draw(st.integers(0, 1)), draw(st.sampled_from(["sha256", "sha1", "sha512"]))
         salt = draw(st.sampled_from([b"", b"s", bytes(range(32))]))
-        zeros = draw(st.sampled_from([0, 8]))
+        zeros = draw(st.sampled_from([0, _ZEROS, _ZEROS]))
         data, tree = MemoryStore(room.length * 512), MemoryStore(_TREE * 512)
         data.write(zeros, memoryview(pattern(_SEED, zeros, room.length - zeros)))
         root = format_verity(
@@ -61,7 +63,7 @@ class _Verity(Rule):
             root=root,
             salt=salt,
             on_corruption=draw(st.sampled_from([None, None, OnCorruption.IGNORE])),
-            ignore_zero_blocks=draw(st.booleans()),
+            ignore_zero_blocks=draw(st.sampled_from([True, True, False])),
             check_at_most_once=draw(st.booleans()),
         )
 
@@ -71,9 +73,13 @@ class _Verity(Rule):
 
 
 def _damage(draw: DrawFn, store: MemoryStore, size: int, *, most: int) -> None:
+    """Change some bytes, mostly at the beginning, where blocks of zeros may be."""
     from hypothesis import strategies as st
 
-    for at in draw(st.lists(st.integers(0, size - 1), max_size=most)) if size else ():
+    if not size:
+        return
+    place = st.integers(0, size - 1) | st.integers(0, min(size, _ZEROS * 512) - 1)
+    for at in draw(st.lists(place, max_size=most)):
         sector = store.read(at // 512, 1)
         sector[at % 512] ^= draw(st.integers(1, 255))
         store.write(at // 512, memoryview(sector))

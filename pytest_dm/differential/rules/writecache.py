@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 from dmcore.formats import writecache as layout
 from dmcore.targets import Writecache
 from pytest_dm.differential.rule import Room, Rule
+from pytest_dm.differential.steps import Discard, Flush, Message, Read, Resume, Status, Suspend, Write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from hypothesis.strategies import DrawFn, SearchStrategy
 
     from dmcore.target import Target
     from pytest_dm.differential.setup import Disk
+    from pytest_dm.differential.steps import Step
 
 __all__ = ["RULE"]
 
@@ -36,7 +38,18 @@ class _Writecache(Rule):
             low_watermark=100,
             autocommit_ms=3_600_000,
             pause_writeback_ms=60_000,
-            metadata_only=draw(st.booleans()),
+            metadata_only=draw(st.sampled_from([False, False, True])),
+        )
+
+    def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
+        """Write, discard and write back blocks that are committed: over them, across them, all of them."""
+        del target
+        flush, read = Flush(), Read(0, length)
+        return (
+            (Write(8, 8, 1), flush, Write(8, 8, 2), Write(0, 24, 3), Status(), flush, Status()),
+            (Write(0, 32, 4), flush, Discard(0, 24), Status(), read),
+            (Write(8, 32, 5), Message("flush"), read),
+            (Write(0, 16, 6), Message("flush_on_suspend"), Suspend(), Resume(), Status()),
         )
 
     def messages(self, target: Target, length: int) -> SearchStrategy[str]:
