@@ -16,11 +16,10 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree as ET
+
+from kernel_pages import Data, Lack, cases, first_reason
 
 from dmcore.model.registry import modelled
 
@@ -40,35 +39,21 @@ COLUMNS = {
 }
 """What is counted in which column, by the names that `pytest_dm.differential.session.Tally` has for it."""
 
-_KERNEL = re.compile(r"(?<=[\[-])(?P<kernel>(?:uml|debian)-[0-9.]+)(?=[\]-])")
-Data = dict[str, dict[str, Any]]
-"""`release`, `date` and `targets` (counts by target and name) of each kernel."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """A cell without a count."""
-
-    target: str
-    what: str
-    kernel: str
-
 
 def read(paths: Iterable[Path], data: Data) -> None:
-    """Replace what is kept of the kernels that JUnit files tell about by the sum of what these say."""
+    """Replace what is kept of the kernels that JUnit files tell about by the sum of what these say.
+
+    Of each kernel it is `release`, `date` and `targets`: counts by target and name.
+    """
     fresh: Data = {}
-    for suite in (suite for path in paths for suite in ET.parse(path).getroot().iter("testsuite")):
-        date = suite.get("timestamp", "")[:10]
-        for case in suite.iter("testcase"):
-            found = _KERNEL.search(case.get("name", ""))
-            notes = {str(note.get("name")): str(note.get("value")) for note in case.iter("property")}
-            failed = any(case.find(word) is not None for word in ("failure", "error", "skipped"))
-            if not found or failed or "dm_pair_targets" not in notes:
-                continue
-            kernel = fresh.setdefault(found["kernel"], {"targets": {}})
-            kernel.update(release=notes["dm_pair_kernel"], date=date)
-            for target, counts in json.loads(notes["dm_pair_targets"]).items():
-                kernel["targets"][target] = dict(Counter(kernel["targets"].get(target, {})) + Counter(counts))
+    for case in (case for path in paths for case in cases(path)):
+        notes = dict(case.notes)
+        if not case.passed or "dm_pair_targets" not in notes:
+            continue
+        kernel = fresh.setdefault(case.kernel, {"targets": {}})
+        kernel.update(release=notes["dm_pair_kernel"], date=case.date)
+        for target, counts in json.loads(notes["dm_pair_targets"]).items():
+            kernel["targets"][target] = dict(Counter(kernel["targets"].get(target, {})) + Counter(counts))
     data.update(fresh)
 
 
@@ -78,12 +63,12 @@ def count(data: Data, kernel: str, target: str, what: str) -> int:
     return sum(counts.get(name, 0) for name in COLUMNS.get(what, (what,)))
 
 
-def gaps(data: Data) -> Iterator[Gap]:
+def gaps(data: Data) -> Iterator[Lack]:
     """Yield the cells without a count."""
     for target in modelled():
         for kernel in data:
             yield from (
-                Gap(target, what, kernel) for what in COLUMNS if not count(data, kernel, target, what)
+                Lack(target, what, kernel) for what in COLUMNS if not count(data, kernel, target, what)
             )
 
 
@@ -93,16 +78,9 @@ def reasons() -> list[dict[str, str]]:
     return tomllib.loads(REASONS.read_text(encoding="utf-8"))["reason"]
 
 
-def why(gap: Gap) -> str | None:
+def why(gap: Lack) -> str | None:
     """Return the first reason that fits."""
-    for reason in reasons():
-        given = (reason["target"], reason["what"], reason.get("kernel", gap.kernel))
-        if all(
-            value in words.split(", ")
-            for value, words in zip((gap.target, gap.what, gap.kernel), given, strict=True)
-        ):
-            return reason["why"]
-    return None
+    return first_reason(gap, reasons())
 
 
 def findings() -> list[str]:
@@ -148,7 +126,9 @@ def render(data: Data) -> str:
     for target in modelled():
         for kernel in data:
             cells = [count(data, kernel, target, "examples") or "none"]
-            cells += [count(data, kernel, target, what) or why(Gap(target, what, kernel)) for what in COLUMNS]
+            cells += [
+                count(data, kernel, target, what) or why(Lack(target, what, kernel)) for what in COLUMNS
+            ]
             lines.append(f"| {target} | {kernel} | {' | '.join(map(str, cells))} |")
     return "\n".join([
         *lines, "", FINDINGS_TITLE, "",

@@ -13,15 +13,13 @@ It fails if a cell says no and `support_reasons.toml` does not say why.
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tomllib
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as ET
+
+from kernel_pages import Case, Data, Lack, cases, first_reason
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests/targets"))
@@ -36,19 +34,6 @@ REASONS = ROOT / "tests/tools/support_reasons.toml"
 CAMPAIGN = 500
 """Generated tables of a target on one kernel that count as its campaign."""
 
-_KERNEL = re.compile(r"(?<=[\[-])(?P<kernel>(?:uml|debian)-[0-9.]+)(?=[\]-])")
-Data = dict[str, dict[str, Any]]
-"""What was seen of each kernel, by its name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lack:
-    """Something that is not there on a kernel."""
-
-    target: str
-    what: str
-    kernel: str
-
 
 def _blank() -> dict[str, Any]:
     return {
@@ -60,8 +45,8 @@ def _blank() -> dict[str, Any]:
 def read(path: Path, data: Data, target: str | None = None) -> None:
     """Add what the tests of one JUnit file saw, those of one target only if it is given; only those that passed count."""
     owners = {message: name for name, kind in targets().items() for message in witness.messages(kind)}
-    suites = list(ET.parse(path).getroot().iter("testsuite"))
-    for kernel in _told(suites):
+    seen = list(cases(path))
+    for kernel in _told(seen):
         kept = data.get(kernel, _blank())
         if target is None:
             data[kernel] = (
@@ -70,15 +55,10 @@ def read(path: Path, data: Data, target: str | None = None) -> None:
         else:
             data[kernel] = _without(kept, target)
             _insert(data[kernel]["ran"], target)
-    for suite in suites:
-        date = suite.get("timestamp", "")[:10]
-        for case in suite.iter("testcase"):
-            found = _KERNEL.search(case.get("name", ""))
-            if not found or any(case.find(word) is not None for word in ("failure", "error", "skipped")):
-                continue
-            kernel = data.setdefault(found["kernel"], _blank())
-            for note in case.iter("property"):
-                _add(kernel, str(note.get("name")), str(note.get("value")), owners, date)
+    for case in seen:
+        if case.passed:
+            for name, value in case.notes:
+                _add(data.setdefault(case.kernel, _blank()), name, value, owners, case.date)
 
 
 def _without(kept: dict[str, Any], target: str) -> dict[str, Any]:
@@ -91,15 +71,9 @@ def _without(kept: dict[str, Any], target: str) -> dict[str, Any]:
     return kept | lists | tables
 
 
-def _told(suites: list[ET.Element]) -> set[str]:
+def _told(seen: list[Case]) -> set[str]:
     """Return the kernels that said what they are: what was seen there before is out of date."""
-    found: set[str] = set()
-    for suite in suites:
-        for case in suite.iter("testcase"):
-            kernel = _KERNEL.search(case.get("name", ""))
-            if kernel and any(note.get("name") == "dm_kernel" for note in case.iter("property")):
-                found.add(kernel["kernel"])
-    return found
+    return {case.kernel for case in seen if any(name == "dm_kernel" for name, _ in case.notes)}
 
 
 def _insert(words: list[str], word: str) -> None:
@@ -177,15 +151,7 @@ def reasons() -> list[dict[str, str]]:
 
 def why(lack: Lack) -> str | None:
     """Return the first reason that fits."""
-    for reason in reasons():
-        patterns = (reason["target"], reason["what"], reason.get("kernel", "*"))
-        values = (lack.target, lack.what, lack.kernel)
-        if all(
-            any(fnmatchcase(value, one) for one in pattern.split(", "))
-            for value, pattern in zip(values, patterns, strict=True)
-        ):
-            return reason["why"]
-    return None
+    return first_reason(lack, reasons())
 
 
 def _ran(data: Data, name: str) -> list[str]:

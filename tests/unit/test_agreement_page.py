@@ -6,7 +6,8 @@ import json
 
 import agreement_page
 import pytest
-from agreement_page import COLUMNS, DATA, FINDINGS_TITLE, PAGE, Gap, count, gaps, read, reasons, render, why
+from agreement_page import COLUMNS, DATA, FINDINGS_TITLE, PAGE, count, gaps, read, reasons, render, why
+from kernel_pages import Lack
 
 from dmcore.model.registry import modelled
 
@@ -56,7 +57,7 @@ def test_a_gap_without_a_reason_is_an_error(seen, monkeypatch):
     monkeypatch.setattr(agreement_page, "reasons", list)
     with pytest.raises(SystemExit, match=r"linear: no write on uml-6\.1"):
         render(seen)
-    assert Gap("linear", "write", "uml-6.1") in set(gaps(seen))
+    assert Lack("linear", "write", "uml-6.1") in set(gaps(seen))
 
 
 def test_the_page_is_made_of_what_is_kept():

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 
 import pytest
 import support_table
-from support_table import DATA, PAGE, Lack, lacks, read, reasons, render, short, why
+from kernel_pages import Lack
+from support_table import DATA, PAGE, lacks, read, reasons, render, short, why
 
 from dmcore.registry import targets
 
