@@ -107,17 +107,16 @@ class _Cbc(_OfBlocks):
     def encrypt(self, data: Words, iv: Words, out: Words) -> None:
         """One block of every unit after the other; blocks that go together lie together meanwhile."""
         units, blocks, words = data.shape
-        if len(self._turned) < data.size:
-            self._turned = np.empty(data.size, np.uint64)
+        if len(self._turned) < data.size + words:
+            self._turned = np.empty(data.size + words, np.uint64)
         turned = self._turned[: data.size].reshape(blocks, units, words)
         items = _as_items(turned).T
         np.copyto(items, _as_items(data))
-        room, last = self._scratch(iv)
-        last[:] = iv
-        for each in turned:
-            np.bitwise_xor(last, each, out=last)
-            self.cipher.encrypt_into(last, room)
-            each[:] = last
+        last, step = iv, units * words
+        for at, each in enumerate(turned):
+            np.bitwise_xor(last, each, out=each)
+            self.cipher.encrypt_into(each, self._turned[at * step :])
+            last = each
         np.copyto(_as_items(out), items)
 
     def decrypt(self, data: Words, iv: Words, out: Words) -> None:
