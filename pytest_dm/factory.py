@@ -12,6 +12,7 @@ from dmcore.targets import Error, Linear, Zero
 from dmcore.targets._raw import Raw
 from dmcore.units import SECTOR, parse_size, to_sectors
 from pytest_dm import devices
+from pytest_dm.below import a_disk, beside, given
 from pytest_dm.devices.base import Disk, DmDevice, as_table
 from pytest_dm.devices.error_range import sectors
 from pytest_dm.devices.mount import MKFS_TIMEOUT, Mount, make_filesystem
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
     from typing import Self
 
     from dmcore.ref import Ref
+    from pytest_dm.below import Lower, Size
     from pytest_dm.runtime import BareDevice, Runtime
 
 __all__ = ["Dm"]
 
 T = TypeVar("T", bound="_Resource")
-Size = str | int
 
 _NAMES_TRIED = 64
 """Names that may be taken: processes in containers on one kernel can have the same pid, which names contain."""
@@ -51,7 +52,7 @@ class Dm(Families):
     ours is still there.
 
     Sizes are text like "64M" or bytes as a number; `start` and `length` of table lines are 512-byte sectors or text
-    with a unit. Where `lower` is left out, a fresh `loop` of `size` is below; a method that fails leaves nothing behind.
+    with a unit. Where `lower` is left out or a size, a fresh `loop` is below; a method that fails leaves nothing behind.
     """
 
     def __init__(self, runtime: Runtime, wants: Wants | None = None) -> None:
@@ -99,7 +100,7 @@ class Dm(Families):
 
     def linear(
         self,
-        lower: Disk | None = None,
+        lower: Lower | None = None,
         *,
         start: Size = 0,
         length: Size | None = None,
@@ -131,7 +132,7 @@ class Dm(Families):
         return self._keep(devices.ErrorDevice(self, Table.of(Error(), length), label="error"))
 
     def error_range(
-        self, lower: Disk | None = None, *, start: Size, length: Size, size: Size | None = None
+        self, lower: Lower | None = None, *, start: Size, length: Size, size: Size | None = None
     ) -> devices.ErrorRange:
         """Make a device with a range of sectors that fail with EIO; more can be added and healed later."""
         first, count = sectors("start", start), sectors("length", length)
@@ -139,12 +140,12 @@ class Dm(Families):
             lower, size, lambda disk: devices.ErrorRange(self, disk, start=first, length=count)
         )
 
-    def flakey(self, lower: Disk | None = None, *, size: Size | None = None) -> devices.Flakey:
+    def flakey(self, lower: Lower | None = None, *, size: Size | None = None) -> devices.Flakey:
         """Make a device that fails, drops or corrupts on command; healthy at first."""
         return self._above(lower, size, lambda disk: devices.Flakey(self, disk))
 
     def dust(
-        self, lower: Disk | None = None, *, block_size: int | None = None, size: Size | None = None
+        self, lower: Lower | None = None, *, block_size: int | None = None, size: Size | None = None
     ) -> devices.Dust:
         """Make a device with a list of bad blocks of `block_size` bytes (a power of two, at least 512); none at first."""
         block = self.wants.block_size if block_size is None else block_size
@@ -152,7 +153,7 @@ class Dm(Families):
 
     def delay(
         self,
-        lower: Disk | None = None,
+        lower: Lower | None = None,
         *,
         read_ms: int = 0,
         write_ms: int | None = None,
@@ -170,8 +171,8 @@ class Dm(Families):
 
     def log_writes(
         self,
-        lower: Disk | None = None,
-        log: Disk | None = None,
+        lower: Lower | None = None,
+        log: Lower | None = None,
         *,
         size: Size | None = None,
         log_size: Size | None = None,
@@ -179,17 +180,17 @@ class Dm(Families):
         """Make a device that logs every write to a second disk: `log`, or a fresh one of `log_size` (4 x the size)."""
 
         def build(disk: Disk) -> devices.LogWrites:
-            if log is not None:
-                return devices.LogWrites(self, disk, log)
-            logged = self.loop(4 * disk.size if log_size is None else log_size, label="log")
+            logged = beside(
+                self, "log", log, 4 * disk.size, size=log_size, size_field="log_size", label="log"
+            )
             try:
                 return devices.LogWrites(self, disk, logged)
             except BaseException:
-                self._drop(logged)
+                if logged is not log:
+                    self._drop(logged)
                 raise
 
-        if log is not None and log_size is not None:
-            raise SpecError("log_size", log_size, "give the log disk or its size, not both")
+        given("log", log, log_size, "log_size")
         return self._above(lower, size, build)
 
     def create(
@@ -227,11 +228,12 @@ class Dm(Families):
     def mkfs(self, device: Disk, fs: str = "ext4", *options: str, timeout: float = MKFS_TIMEOUT) -> None:
         """Make a file system with the distribution's mkfs.FS; it leaves the kernel nothing to do in the background."""
         self.runtime.require_mounts()
-        make_filesystem(device, fs, *options, timeout=timeout)
+        make_filesystem(a_disk("device", device), fs, *options, timeout=timeout)
 
     def mount(self, device: Disk, *, fs: str = "ext4", options: str = "") -> Mount:
         """Mount a file system; the result has `mountpoint`, and unmounts at the end of a `with` block or of the scope."""
         self.runtime.require_mounts()
+        a_disk("device", device)
         folder = self.runtime.new_folder("mnt")
         try:
             mounted = Mount(device, folder, fs, options)
@@ -345,16 +347,15 @@ class Dm(Families):
         self._resources.append(resource)
         return resource
 
-    def _above(self, lower: Disk | None, size: Size | None, build: Callable[[Disk], T]) -> T:
+    def _above(self, lower: Lower | None, size: Size | None, build: Callable[[Disk], T]) -> T:
         """Build a device on `lower` or on a fresh loop, which goes again if that fails."""
-        if lower is not None and size is not None:
-            raise SpecError("size", size, "give the device below or a size, not both")
-        disk = self.loop(size) if lower is None else lower
+        disk, length = given("lower", lower, size)
+        below = self.loop(length) if disk is None else disk
         try:
-            return self._keep(build(disk))
+            return self._keep(build(below))
         except BaseException:
-            if lower is None:
-                self._drop(disk)
+            if disk is None:
+                self._drop(below)
             raise
 
     def build(self, make: Callable[[Dm], T]) -> T:

@@ -9,6 +9,8 @@ from dmcore import targets
 from dmcore.errors import SpecError
 from dmcore.units import SECTOR, to_sectors
 from pytest_dm import devices
+from pytest_dm.below import beside, faulty, flaky, given, one, whole
+from pytest_dm.devices.base import Disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,14 +21,12 @@ if TYPE_CHECKING:
     from dmcore.targets.multipath import Selector
     from dmcore.targets.raid import RaidType
     from dmcore.targets.snapshot import Store
-    from pytest_dm.devices.base import Disk
+    from pytest_dm.below import Lower, Size
     from pytest_dm.factory import Dm
 
 __all__ = ["Families"]
 
 T = TypeVar("T", bound="Disk")
-Size = str | int
-
 _METADATA = 4 << 20
 """Bytes of a metadata disk that nobody gave: plenty for the disks of tests."""
 
@@ -43,7 +43,8 @@ _ROOM = 4
 class Families(ABC):
     """The part of `Dm` that makes whole families of devices.
 
-    Disks below may be any disks of ours, those with faults of their own included; those left out are fresh loop devices.
+    Disks below may be any disks of ours, those with faults of their own included; those left out are fresh loop devices,
+    and a size may stand for a fresh one of that size: `dm.cache("256M", "64M")`.
     Every disk below whose failure is of interest is a `flakey` of its own (one that is given as such stays as it is):
     `mirror.legs[0].fail()`. A failed method leaves nothing behind, of what it made.
     """
@@ -54,11 +55,11 @@ class Families(ABC):
 
     def mirror(
         self,
-        legs: int | Sequence[Disk] = 2,
+        legs: int | Sequence[Lower] = 2,
         *,
         size: Size | None = None,
         region: Size | None = None,
-        log: Disk | bool = False,
+        log: Lower | bool = False,
         sync: bool = True,
         handle_errors: bool = True,
         keep_log: bool | None = None,
@@ -76,12 +77,16 @@ class Families(ABC):
         """
 
         def make(dm: Dm) -> devices.Mirror:
-            below = _faulty(dm, "legs", legs, size)
+            below = faulty(dm, "legs", legs, size)
             sectors = min(leg.size for leg in below) // SECTOR
             at_once = (
                 min(_MOST_REGION, 1 << (sectors.bit_length() - 1)) if region is None else to_sectors(region)
             )
-            disk = dm.loop(_METADATA, label="mirror-log") if log is True else log or None
+            disk = (
+                None
+                if log is False
+                else beside(dm, "log", None if log is True else log, _METADATA, label="mirror-log")
+            )
             return devices.Mirror(
                 dm, below, log=disk, region=at_once, sync=sync, handle_errors=handle_errors,
                 keep_log=handle_errors if keep_log is None else keep_log,
@@ -92,7 +97,7 @@ class Families(ABC):
     def raid(
         self,
         kind: RaidType | str = "raid5_ls",
-        legs: int | Sequence[Disk] | None = None,
+        legs: int | Sequence[Lower] | None = None,
         *,
         size: Size | None = None,
         chunk: Size = "64K",
@@ -112,7 +117,7 @@ class Families(ABC):
 
         def make(dm: Dm) -> devices.Raid:
             fewest = next((count for word, count in _FEWEST.items() if kind.startswith(word)), 2)
-            below = _faulty(dm, "legs", fewest if legs is None else legs, size)
+            below = faulty(dm, "legs", fewest if legs is None else legs, size)
             supers = [dm.loop(_METADATA, label="raid-metadata") for _ in below] if metadata else []
             return devices.Raid(dm, kind, below, supers, chunk=to_sectors(chunk), words=words)
 
@@ -120,7 +125,7 @@ class Families(ABC):
 
     def crypt(
         self,
-        lower: Disk | None = None,
+        lower: Lower | None = None,
         *,
         cipher: str = "aes-xts-plain64",
         key: bytes | Key | KeyringKey | None = None,
@@ -137,13 +142,13 @@ class Families(ABC):
             words: Further fields of `targets.Crypt`: `sector_size`, `iv_offset`, `tags` ...
         """
         return self.build(
-            lambda dm: devices.Crypt(dm, _one(dm, lower, size), cipher=cipher, key=key, words=words)
+            lambda dm: devices.Crypt(dm, one(dm, "lower", lower, size), cipher=cipher, key=key, words=words)
         )
 
     def verity(
         self,
-        lower: Disk | None = None,
-        hashes: Disk | None = None,
+        lower: Lower | None = None,
+        hashes: Lower | None = None,
         *,
         size: Size | None = None,
         block_size: int = 4096,
@@ -167,9 +172,10 @@ class Families(ABC):
         """
 
         def make(dm: Dm) -> devices.Verity:
-            data = _one(dm, lower, size)
+            data = one(dm, "lower", lower, size)
+            tree = None if hashes is None else beside(dm, "hashes", hashes, data.size, label="hashes")
             return devices.Verity(
-                dm, data, hashes, block_size=block_size, algorithm=algorithm, salt=salt, fec_roots=fec_roots,
+                dm, data, tree, block_size=block_size, algorithm=algorithm, salt=salt, fec_roots=fec_roots,
                 words=words,
             )  # fmt: skip
 
@@ -177,9 +183,9 @@ class Families(ABC):
 
     def integrity(
         self,
-        lower: Disk | None = None,
+        lower: Lower | None = None,
         *,
-        metadata: Disk | bool = True,
+        metadata: Lower | bool = True,
         mode: Mode | str = "J",
         internal_hash: str | None = "crc32c",
         size: Size | None = None,
@@ -197,26 +203,27 @@ class Families(ABC):
         """
 
         def make(dm: Dm) -> devices.Integrity:
-            data = _one(dm, lower, size)
+            data = one(dm, "lower", lower, size)
+            room = max(_METADATA, data.size // 4)
             tags = (
-                dm.loop(max(_METADATA, data.size // 4), label="tags")
-                if metadata is True
-                else metadata or None
+                None
+                if metadata is False
+                else beside(dm, "metadata", None if metadata is True else metadata, room, label="tags")
             )
             return devices.Integrity(dm, data, tags, mode=mode, internal_hash=internal_hash, words=words)
 
         return self.build(make)
 
     def snapshot_origin(
-        self, lower: Disk | None = None, *, size: Size | None = None
+        self, lower: Lower | None = None, *, size: Size | None = None
     ) -> devices.SnapshotOrigin:
         """Make a disk that `snapshot` can shoot: its old content is copied to the snapshots before it changes."""
-        return self.build(lambda dm: devices.SnapshotOrigin(dm, _one(dm, lower, size)))
+        return self.build(lambda dm: devices.SnapshotOrigin(dm, one(dm, "lower", lower, size)))
 
     def snapshot(
         self,
-        origin: Disk | None = None,
-        cow: Disk | None = None,
+        origin: Lower | None = None,
+        cow: Lower | None = None,
         *,
         store: Store | str = "P",
         chunk: Size = "4K",
@@ -242,18 +249,16 @@ class Families(ABC):
             else:
                 shot = dm.snapshot_origin(origin, size=size)
             sectors = to_sectors(chunk)
-            if cow is not None and cow_size is not None:
-                raise SpecError("cow_size", cow_size, "give the disk or its size, not both")
-            room = shot.size + shot.size // 16 + 64 * sectors * SECTOR if cow_size is None else cow_size
-            disk = dm.loop(room, label="cow") if cow is None else cow
+            room = shot.size + shot.size // 16 + 64 * sectors * SECTOR
+            disk = beside(dm, "cow", cow, room, size=cow_size, size_field="cow_size", label="cow")
             return devices.Snapshot(dm, shot, disk, store=store, chunk=sectors)
 
         return self.build(make)
 
     def thin_pool(
         self,
-        data: Disk | None = None,
-        metadata: Disk | None = None,
+        data: Lower | None = None,
+        metadata: Lower | None = None,
         *,
         size: Size | None = None,
         block: Size = "64K",
@@ -270,12 +275,14 @@ class Families(ABC):
         """
 
         def make(dm: Dm) -> devices.ThinPool:
-            sectors = dm.length(size) if data is None or size is not None else data.size // SECTOR
-            blocks = dm.loop(_ROOM * sectors * SECTOR, label="pool-data") if data is None else data
+            disk, room = given("data", data, None if isinstance(data, Disk) else size)
+            used = size if room is None else room
+            sectors = dm.length(used) if disk is None or used is not None else disk.size // SECTOR
+            blocks = dm.loop(_ROOM * sectors * SECTOR, label="pool-data") if disk is None else disk
             if sectors > blocks.size // SECTOR:
                 raise SpecError("size", size, f"{blocks.name} has {blocks.size} bytes")
-            below = _flaky(dm, blocks)
-            meta = _flaky(dm, dm.loop(_METADATA, label="pool-metadata") if metadata is None else metadata)
+            below = flaky(dm, blocks)
+            meta = flaky(dm, beside(dm, "metadata", metadata, _METADATA, label="pool-metadata"))
             value = targets.ThinPool(
                 metadata=meta.ref, data=below.ref, block_sectors=to_sectors(block), **words
             )
@@ -285,9 +292,9 @@ class Families(ABC):
 
     def cache(
         self,
-        origin: Disk | None = None,
-        fast: Disk | None = None,
-        metadata: Disk | None = None,
+        origin: Lower | None = None,
+        fast: Lower | None = None,
+        metadata: Lower | None = None,
         *,
         mode: CacheMode | str = "writeback",
         block: Size = "32K",
@@ -309,18 +316,18 @@ class Families(ABC):
         """
 
         def make(dm: Dm) -> devices.Cache:
-            slow = _flaky(dm, _one(dm, origin, size))
+            slow = flaky(dm, one(dm, "origin", origin, size))
             sectors = to_sectors(block)
-            quick = _flaky(dm, _beside(dm, "cache_size", fast, cache_size, slow.size // 4, sectors))
-            meta = _flaky(dm, dm.loop(_METADATA, label="cache-metadata") if metadata is None else metadata)
+            quick = flaky(dm, _fast(dm, fast, whole(slow.size // 4, sectors), cache_size))
+            meta = flaky(dm, beside(dm, "metadata", metadata, _METADATA, label="cache-metadata"))
             return devices.Cache(dm, slow, quick, meta, block_sectors=sectors, mode=mode, words=words)
 
         return self.build(make)
 
     def writecache(
         self,
-        origin: Disk | None = None,
-        fast: Disk | None = None,
+        origin: Lower | None = None,
+        fast: Lower | None = None,
         *,
         block_size: int = 4096,
         size: Size | None = None,
@@ -339,16 +346,16 @@ class Families(ABC):
         """
 
         def make(dm: Dm) -> devices.Writecache:
-            slow = _flaky(dm, _one(dm, origin, size))
-            quick = _flaky(dm, _beside(dm, "cache_size", fast, cache_size, max(slow.size // 4, 1 << 20), 8))
+            slow = flaky(dm, one(dm, "origin", origin, size))
+            quick = flaky(dm, _fast(dm, fast, whole(max(slow.size // 4, 1 << 20), 8), cache_size))
             return devices.Writecache(dm, slow, quick, block_size=block_size, words=words)
 
         return self.build(make)
 
     def era(
         self,
-        lower: Disk | None = None,
-        metadata: Disk | None = None,
+        lower: Lower | None = None,
+        metadata: Lower | None = None,
         *,
         block: Size = "4K",
         size: Size | None = None,
@@ -363,17 +370,17 @@ class Families(ABC):
         """
 
         def make(dm: Dm) -> devices.Era:
-            data = _one(dm, lower, size)
-            meta = _flaky(dm, dm.loop(_METADATA, label="era-metadata") if metadata is None else metadata)
+            data = one(dm, "lower", lower, size)
+            meta = flaky(dm, beside(dm, "metadata", metadata, _METADATA, label="era-metadata"))
             return devices.Era(dm, data, meta, block_sectors=to_sectors(block))
 
         return self.build(make)
 
     def clone(
         self,
-        source: Disk | None = None,
-        dest: Disk | None = None,
-        metadata: Disk | None = None,
+        source: Lower | None = None,
+        dest: Lower | None = None,
+        metadata: Lower | None = None,
         *,
         region: Size = "4K",
         hydrate: bool = False,
@@ -393,9 +400,9 @@ class Families(ABC):
         """
 
         def make(dm: Dm) -> devices.Clone:
-            old = _flaky(dm, _one(dm, source, size))
-            new = _flaky(dm, dm.loop(old.size, label="clone") if dest is None else dest)
-            meta = _flaky(dm, dm.loop(_METADATA, label="clone-metadata") if metadata is None else metadata)
+            old = flaky(dm, one(dm, "source", source, size))
+            new = flaky(dm, beside(dm, "dest", dest, old.size, label="clone"))
+            meta = flaky(dm, beside(dm, "metadata", metadata, _METADATA, label="clone-metadata"))
             value = targets.Clone(
                 metadata=meta.ref, dest=new.ref, source=old.ref, region_sectors=to_sectors(region),
                 no_hydration=not hydrate, **words,
@@ -405,7 +412,7 @@ class Families(ABC):
         return self.build(make)
 
     def switch(
-        self, paths: int | Sequence[Disk] = 2, *, region: Size = "64K", size: Size | None = None
+        self, paths: int | Sequence[Lower] = 2, *, region: Size = "64K", size: Size | None = None
     ) -> devices.Switch:
         """Make a disk whose regions each go to one of several paths.
 
@@ -415,12 +422,12 @@ class Families(ABC):
             size: Of fresh paths, and of the disk.
         """
         return self.build(
-            lambda dm: devices.Switch(dm, _faulty(dm, "paths", paths, size), region=to_sectors(region))
+            lambda dm: devices.Switch(dm, faulty(dm, "paths", paths, size), region=to_sectors(region))
         )
 
     def multipath(
         self,
-        lower: Disk | None = None,
+        lower: Lower | None = None,
         *,
         groups: Sequence[int] = (2,),
         selector: Selector | str = "round-robin",
@@ -438,7 +445,7 @@ class Families(ABC):
         """
 
         def make(dm: Dm) -> devices.Multipath:
-            disk = _one(dm, lower, size)
+            disk = one(dm, "lower", lower, size)
             ways = [[dm.flakey(disk) for _ in range(count)] for count in groups]
             return devices.Multipath(
                 dm,
@@ -451,36 +458,5 @@ class Families(ABC):
         return self.build(make)
 
 
-def _one(dm: Dm, disk: Disk | None, size: Size | None) -> Disk:
-    """Return the disk that was given, or a fresh one of `size`."""
-    if disk is None:
-        return dm.loop(size)
-    if size is not None:
-        raise SpecError("size", size, "give the disk below or a size, not both")
-    return disk
-
-
-def _beside(dm: Dm, field: str, disk: Disk | None, size: Size | None, default: int, unit: int) -> Disk:  # noqa: PLR0917 - short for the callers
-    """Return the second disk that was given, or a fresh one of `size`, by default of whole `unit`s of sectors."""
-    if disk is None:
-        whole = default - default % (unit * SECTOR) or unit * SECTOR
-        return dm.loop(whole if size is None else size, label="fast")
-    if size is not None:
-        raise SpecError(field, size, "give the disk or its size, not both")
-    return disk
-
-
-def _flaky(dm: Dm, disk: Disk) -> devices.Flakey:
-    """Return a way to the disk that fails on command."""
-    return disk if isinstance(disk, devices.Flakey) else dm.flakey(disk)
-
-
-def _faulty(dm: Dm, field: str, disks: int | Sequence[Disk], size: Size | None) -> list[devices.Flakey]:
-    """Return ways to the disks, or to as many fresh ones of `size`, that fail on command."""
-    if isinstance(disks, int):
-        if disks < 1:
-            raise SpecError(field, disks, "at least 1")
-        return [dm.flakey(size=size) for _ in range(disks)]
-    if size is not None:
-        raise SpecError("size", size, f"give {field} or a size, not both")
-    return [_flaky(dm, disk) for disk in disks]
+def _fast(dm: Dm, fast: Lower | None, default: int, cache_size: Size | None) -> Disk:
+    return beside(dm, "fast", fast, default, size=cache_size, size_field="cache_size", label="fast")

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
     from pathlib import Path
 
+    from pytest_dm.below import Size
     from pytest_dm.devices import LogWrites, Loop
     from pytest_dm.devices.mount import Mount
-    from pytest_dm.factory import Dm, Size
+    from pytest_dm.factory import Dm
     from pytest_dm.runtime import OpenDisk
 
 __all__ = ["DONE", "START", "CrashDisk", "Recording", "record", "record_mount"]

@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from dmcore.crash.checkers import CrashState
     from dmcore.crash.epochs import Timeline, Times
     from dmcore.crash.states import State
+    from pytest_dm.below import Size
     from pytest_dm.crash.failure import Case
     from pytest_dm.crash.recording import CrashDisk, Recording
-    from pytest_dm.factory import Dm, Size
+    from pytest_dm.factory import Dm
     from pytest_dm.options import CrashOptions
 
 __all__ = ["DmCrash"]

@@ -110,6 +110,11 @@ class Flakey(DmDevice):
         """End every fault. What failed or was dropped stays lost; what is still cached can be written again."""
         self._switch(_HEALTHY)
 
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing was told to go wrong."""
+        return self._mode == _HEALTHY
+
     def _switch(self, mode: _Mode) -> Fault:
         before = self._mode
         self._fault(self._table(mode))
