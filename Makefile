@@ -90,7 +90,7 @@ test-qemu: $(VENV)/.test
 # Long: every planted bug and every correct twin with ten seeds, more generated workloads, on every kernel, or on those of KERNELS.
 KERNELS ?= uml-6.1 uml-6.12 uml-7.2
 crash-campaign: export PYTEST_DM_CRASH_SEEDS = 10
-crash-campaign: export PYTEST_DM_CRASH_EXAMPLES = 100
+crash-campaign: export PYTEST_DM_CRASH_EXAMPLES = 40
 crash-campaign: $(VENV)/.test
 	$(BIN)/pytest tests/crash/test_programs.py tests/crash/test_foresight.py tests/crash/test_guests.py -m "not dm"
 	$(BIN)/pytest tests/crash -m dm --dm-vm=uml $(KERNELS:%=--dm-kernel=%) --dm-timeout=3600 -rP -o faulthandler_timeout=0

@@ -99,6 +99,7 @@ class DmCrash:
         self._disk: CrashDisk | None = None
         self.recording: Recording | None = None
         self.results: list[dict[str, Any]] = []
+        self._explored: list[tuple[Exploration, Recording, Callable[[Any], object] | None]] = []
 
     @contextmanager
     def scope(self) -> Generator[DmCrash]:
@@ -164,6 +165,7 @@ class DmCrash:
         seed: int = 0,
         torn: int | None = None,
         timeout: float = _CHECK_SECONDS,
+        known: Exploration | None = None,
     ) -> Exploration:
         """Visit states that a power cut could have left of the recording, and return what was found.
 
@@ -183,6 +185,8 @@ class DmCrash:
             torn: Bytes of a sector that the disk writes whole or not; 0 for no torn writes; by default the logical block
                 size, and then without those that the file system is known not to stand.
             timeout: Seconds that `check` may take for one state.
+            known: What `explore` returned of this recording with this check, as for another seed: what was found sound then is
+                neither judged nor counted again.
 
         Raises:
             SpecError: A value that means nothing.
@@ -191,11 +195,21 @@ class DmCrash:
         with self._opened(level) as (log, line, times):
             found, made = self._run(
                 log, line, times, check, timeout, max_states=max_states, max_seconds=max_seconds,
-                max_findings=max_findings, seed=seed, torn=torn, minimise=False,
+                max_findings=max_findings, seed=seed, torn=torn, minimise=False, known=self._of_now(known, check),
             )  # fmt: skip
             made.close()
             self._tell(found)
+            self._explored.append((found, self._recorded(), check))
             return found
+
+    def _of_now(self, known: Exploration | None, check: Callable[[Any], object] | None) -> Exploration | None:
+        """Return an earlier exploration if it says something of this recording and check."""
+        recorded = self._recorded()
+        if known is None or any(
+            known is found and recorded == of and check is by for found, of, by in self._explored
+        ):
+            return known
+        raise SpecError("known", known, "is no exploration of this recording with this check")
 
     def check(
         self,
@@ -354,12 +368,13 @@ class DmCrash:
         seed: int,
         torn: int | None,
         minimise: bool,
+        known: Exploration | None = None,
     ) -> tuple[Exploration, Checked]:
         options = self._options
         made = Checked(self._dm.runtime, self._recorded(), check, timeout)
         try:
             found = explore(
-                log, level=line.level, filesystem=made.mounted, checker=lambda: made, minimise=minimise,
+                log, level=line.level, filesystem=made.mounted, checker=lambda: made, minimise=minimise, known=known,
                 max_states=max_states if options.states is None else options.states,
                 max_seconds=max_seconds if options.seconds is None else options.seconds,
                 stop_after=max_findings, seed=seed if options.seed is None else options.seed, torn=torn, first=0,

@@ -224,6 +224,18 @@ def test_seeds_budgets_and_levels(recorded):
         recorded.explore(level="L9")
 
 
+def test_seeds_that_share_what_was_found_sound(recorded):
+    def check(state):
+        return bool(state.image.read_bytes())
+
+    found = recorded.explore(check)
+    assert found.checked == found.distinct == len(found.sound) > 0
+    again = recorded.explore(check, seed=1, known=found)
+    assert (again.checked, again.distinct, again.sound) == (0, 0, found.sound)
+    with pytest.raises(SpecError, match="no exploration of this recording with this check"):
+        recorded.explore(lambda _state: True, known=found)
+
+
 def test_the_command_line_wins(recorded):
     other = DmCrash(recorded._dm, "test", CrashOptions(seed=7, states=3))
     other.recording = recorded.recording

@@ -63,6 +63,42 @@ def test_each_bug_in_as_many_states_as_there_are_updates(tmp_path, bug, workers)
     assert report["violations"][0]["id"] == str(found.findings[0].state)
 
 
+@pytest.mark.parametrize("bug", [None, *BUGS])
+def test_what_one_seed_found_sound_is_not_judged_with_the_next(tmp_path, bug):
+    """And what fails, fails with each."""
+    alone, seen, known, judged = set(), set(), None, []
+    asked = oracle()
+
+    def judge(state):
+        judged.append(state.id)
+        return asked(state)
+
+    maker = two_slots(40, *([bug] if bug else []))
+    for seed in range(4):
+        by_itself, _ = look(tmp_path, maker, oracle(), seed=seed, max_states=60)
+        known, _ = look(tmp_path, maker, CallableOracle(judge), seed=seed, max_states=60, known=known)
+        assert known.findings == by_itself.findings
+        assert bool(known.findings) == bool(bug)
+        alone |= by_itself.sound.keys()
+        assert known.sound.keys() == alone
+        assert known.checked == len(known.sound.keys() - seen) + len(known.findings)
+        assert known.checked <= by_itself.checked
+        seen = set(known.sound)
+    assert bug or len(judged) == len(seen) < 4 * by_itself.checked
+
+
+def test_what_was_sound_with_fewer_marks_is_judged_again(tmp_path):
+    """The same bytes, first before an acknowledgement, then behind it."""
+    maker = LogMaker()
+    maker.write(0, b"a" * 512)
+    maker.flush()
+    known, _ = look(tmp_path, maker, CallableOracle(lambda state: not state.acknowledged))
+    assert known.findings == []
+    maker.mark("done")
+    found, _ = look(tmp_path, maker, CallableOracle(lambda state: not state.acknowledged), known=known)
+    assert [finding.acknowledged for finding in found.findings] == [("done",)]
+
+
 @pytest.mark.parametrize("updates", [6, 10, 11])
 def test_no_flush_at_all(tmp_path, updates):
     """The FUA writes in order, each without its value; then all of them with any of the values but the last."""

@@ -22,7 +22,7 @@ from dmcore.crash.states import State
 from dmcore.crash.tools import find_tool
 
 DATA = Path(__file__).parents[1] / "data/crash"
-STATES = 25 if SEEDS == 1 else 2000
+STATES = 25 if SEEDS == 1 else 1000
 ONCE_WRONG = {("sqlite-delete-off", "L3"): [State(8, 181432729740)]}
 """There the super block says that no replay is needed, and the journal has an open transaction."""
 BLOCK = 4096

@@ -7,7 +7,7 @@ import os
 import random
 
 import pytest
-from crash_programs import newest_only
+from crash_programs import SEEDS, newest_only
 from hypothesis import HealthCheck, Phase, given, settings
 
 from pytest_dm.crash.failure import CrashFailure
@@ -15,7 +15,8 @@ from pytest_dm.workloads import Operation, Workload, fsstress, sequences, worklo
 
 SIZES = {"ext4": "16M", "xfs": "320M", "btrfs": "128M"}
 EXAMPLES = int(os.environ.get("PYTEST_DM_CRASH_EXAMPLES", "2"))
-SEEDS = int(os.environ.get("PYTEST_DM_CRASH_SEEDS", "1"))
+IN_A_CAMPAIGN = {"ext4": 120, "xfs": 30, "btrfs": 60}
+"""States of each of ten loads."""
 
 
 @pytest.mark.dm(timeout=100 + 30 * EXAMPLES)
@@ -32,7 +33,7 @@ def test_random_workloads_keep_what_fsync_promises(dm_crash, dm_backend, filesys
         with dm_crash.scope() as crash:
             with crash.record(size=SIZES[filesystem], filesystem=filesystem) as disk:
                 workload.run(disk)
-            crash.check(workload.check, torn=0, max_states=12 if SEEDS == 1 else 50)
+            crash.check(workload.check, torn=0, max_states=12 if SEEDS == 1 else 20)
 
     hold()
 
@@ -46,7 +47,7 @@ def test_some_of_all_workloads_of_one_operation(dm_crash, dm_backend):
         with dm_crash.scope() as crash:
             with crash.record(size="16M", filesystem="ext4") as disk:
                 workload.run(disk)
-            crash.check(workload.check, torn=0, max_states=12 if SEEDS == 1 else 50)
+            crash.check(workload.check, torn=0, max_states=12 if SEEDS == 1 else 20)
 
 
 def test_a_file_system_without_barriers_does_not_keep_it(dm_crash):
@@ -72,12 +73,16 @@ def test_what_is_not_synced_is_not_asked_for(dm_crash):
 @pytest.mark.parametrize("filesystem", ["ext4", "xfs", "btrfs"])
 def test_a_stressed_file_system_recovers(dm_crash, dm_backend, filesystem):
     newest_only(dm_backend)
+    checked = 0
     for seed in range(SEEDS):
         with dm_crash.scope() as crash:
             with crash.record(size=SIZES[filesystem], filesystem=filesystem) as disk:
                 fsstress(disk, seed=seed, operations=100 if SEEDS == 1 else 500)
-            found = crash.check(max_states=20 if SEEDS == 1 else 1000, max_seconds=60, seed=seed)
+            states = 20 if SEEDS == 1 else IN_A_CAMPAIGN[filesystem]
+            found = crash.check(max_states=states, max_seconds=60, seed=seed)
             assert found.checked > 5
+            checked += found.checked
+    print(f"campaign: fsstress on {filesystem}: {SEEDS} loads, {checked} distinct states judged, none fails")
 
 
 def test_sequences_are_lazy():

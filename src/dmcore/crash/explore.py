@@ -122,6 +122,7 @@ class Exploration:
         exhaustive: Whether every state of the model without torn writes was judged.
         seconds: How long it took.
         warnings: What is odd about the log or the run.
+        sound: Ids of the images that were found sound, with how many marks made; those of `known` too.
     """
 
     timeline: Timeline
@@ -139,6 +140,7 @@ class Exploration:
     exhaustive: bool = False
     seconds: float = 0.0
     warnings: list[str] = field(default_factory=list[str])
+    sound: dict[int, int] = field(default_factory=dict[int, int])
 
     @property
     def violating(self) -> int:
@@ -175,6 +177,7 @@ def explore(
     window: int = 6,
     workers: int | None = None,
     share: tuple[int, int] = (0, 1),
+    known: Exploration | None = None,
     folder: str | os.PathLike[str] | None = None,
     minimise: bool = True,
     progress: Callable[[Progress], None] | None = None,
@@ -200,6 +203,8 @@ def explore(
         workers: Processes; None for one per core that this one may use, 0 for none.
         share: Which part of the distinct states to judge, from 0, of how many: explorations with the same arguments on several
             machines judge each state on one of them.
+        known: An earlier exploration of this log with what judges now, as with another seed: what it found sound is neither judged
+            nor counted again.
         folder: Where images go; None for one that is made and removed.
         minimise: Whether to look for the smallest proofs.
         progress: Called a few times a second, and at the end.
@@ -222,8 +227,9 @@ def explore(
         if first is None:
             first = 0 if isinstance(fs, NoFileSystem) else first_sound(log, line, fs, home)
         found = Exploration(
-            timeline=line, seed=seed, torn_size=torn_size, first=first, warnings=list(log.warnings)
-        )
+            timeline=line, seed=seed, torn_size=torn_size, first=first, warnings=list(log.warnings),
+            sound={} if known is None else dict(known.sound),
+        )  # fmt: skip
         atomic = fs.atomic if torn is None else ()
         families = Families(line, torn_size, seed, max_states, first, atomic)
         run_ = _Run(
@@ -371,7 +377,7 @@ class _Run:
         self._family = ""
         self._apart = apart
         self._share, self._shares = share
-        self._seen: dict[int, int] = {}
+        self._seen = dict(found.sound)
         self._others: set[int] = set()
         self._judged: set[int] = set()
         self._failed: dict[int, Finding] = {}
@@ -449,6 +455,7 @@ class _Run:
             return
         self._judged.add(job.image)
         if problem is None:
+            self._found.sound[job.image] = max(job.marks, self._found.sound.get(job.image, 0))
             return
         finding = Finding(job.state, problem, job.marks, self._log.acknowledged(job.marks), job.image)
         if self._apart and finding.torn and problem.kind == "fs":
