@@ -36,7 +36,7 @@ def read_lmdb(state):
     ids=["default", "nometasync"],
 )
 def test_lmdb(dm_crash, settings, may_lose):
-    lmdb = pytest.importorskip("lmdb")
+    lmdb = pytest.importorskip("lmdb", reason="LMDB's Python package is not installed: pip install lmdb")
     history = oracles.History()
     with dm_crash.record() as disk, lmdb.open(str(disk.mountpoint), map_size=1 << 20, **settings) as store:
         disk.sync()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from contextlib import contextmanager, nullcontext
@@ -172,6 +173,20 @@ class _Meter:
             sys.stderr.write("\r\x1b[K")
 
 
+def _writable(path: Path | None) -> None:
+    """See that the result has a place before hours go into it.
+
+    Raises:
+        SpecError: It has none.
+    """
+    if path is None or str(path) == "-":
+        return
+    if path.is_dir():
+        raise SpecError("json", str(path), "is a folder")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise SpecError("json", str(path), "cannot be written")
+
+
 def _save(path: Path | None, value: object) -> None:
     if path is None:
         return
@@ -262,6 +277,10 @@ def _replayed(arguments: argparse.Namespace) -> int:
             return guests.replay(arguments)
         with _filesystem(arguments, log) as fs:
             if isinstance(fs, NoFileSystem) and oracle is None:
+                if arguments.image is None:
+                    sys.stderr.write(
+                        f"{state}: nothing judges it; say --fs, --oracle, or --image to look at it\n"
+                    )
                 return 0
             replayed = replay(log, line, state, filesystem=fs, oracle=oracle, torn_size=torn_size)
         if replayed is None:
@@ -279,6 +298,11 @@ def _terminated(_number: int, _frame: object) -> None:
 def _explore(arguments: argparse.Namespace) -> int:
     from dmcore.crash.report import failure  # noqa: PLC0415 - each command brings its own
 
+    try:
+        _writable(arguments.json)
+    except SpecError as error:
+        sys.stderr.write(f"pytest-dm: {error}\n")
+        return _FAILED
     before = signal.signal(signal.SIGTERM, _terminated)  # so that images are removed
     try:
         return _explored(arguments)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dmcore.crash.checkers import NoFileSystem, OracleFailed, Pipeline, Problem
-from dmcore.errors import DmError
+from dmcore.errors import DmError, SpecError
 from pytest_dm.crash.isolate import BadCheck, Outcome, Process
 from pytest_dm.crash.mounted import MountedFileSystem
 
@@ -67,6 +67,8 @@ class Check:
     """
 
     def __init__(self, function: Callable[[Any], object], timeout: float) -> None:
+        if not timeout > 0:
+            raise SpecError("timeout", timeout, "is no time for a check: more than 0 seconds")
         self.process = Process(function, timeout)
         self.outcomes: dict[str, Outcome] = {}
 

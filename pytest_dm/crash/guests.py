@@ -114,7 +114,7 @@ def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in ("violations", "set_apart"):
         found = [one for part in parts for one in part[name]]
         whole[name] = sorted(found, key=_by_time)
-    whole["errors"] = [error for part in parts for error in part["errors"]]
+    whole["errors"] = list(dict.fromkeys(error for part in parts for error in part["errors"]))
     whole["error"] = next((part["error"] for part in parts if part["error"]), None)
     whole["warnings"] = list(dict.fromkeys(warning for part in parts for warning in part["warnings"]))
     whole["exhaustive"] = all(part.get("exhaustive", False) for part in parts)

@@ -73,7 +73,8 @@ def test_a_log_that_fails_and_its_states_by_their_ids(tmp_path, capsys):
     assert (tmp_path / "image").stat().st_size == 128 << 10
     assert pytest_dm(["replay", "e0:0", "--run", str(tmp_path / "out.json")]) == 0
     assert pytest_dm(["replay", first["id"], str(log), "--size", "128K", "--oracle", ORACLE]) == 1
-    assert pytest_dm(["replay", first["id"], str(log), "--size", "128K"]) == 0  # nothing judges it
+    assert pytest_dm(["replay", first["id"], str(log), "--size", "128K"]) == 0
+    assert "nothing judges it" in capsys.readouterr().err
     assert pytest_dm(again) == 2  # the image is there
     assert pytest_dm(["replay", "e99:0", "--run", str(tmp_path / "out.json")]) == 2
     assert pytest_dm(["replay", "e0:0"]) == 2
@@ -146,12 +147,45 @@ def test_an_oracle_that_fails_is_an_error_of_its_own(tmp_path, capsys):
         ["--level", "L2"],
         ["--oracle", "'"],
         ["--max-states", "0"],
+        ["--max-seconds", "0"],
+        ["--workers", "-1"],
+        ["--oracle", "no-such-program {image}"],
+        ["--oracle", "true", "--oracle-timeout", "0"],
     ],
 )
 def test_options_that_cannot_be(tmp_path, words):
     status, found = run(tmp_path, two_slots(2).save(tmp_path / "log"), *words)
     assert status == 2
     assert found["error"]
+
+
+@pytest.mark.parametrize("place", ["", "nowhere/out.json"])
+def test_a_result_without_a_place_is_known_before_anything_is_done(tmp_path, place, capsys):
+    log = two_slots(2, "no-flush").save(tmp_path / "log")
+    asked = tmp_path / "asked"
+    words = ["explore", str(log), "--json", str(tmp_path / place), "--oracle", f"touch {asked}"]
+    assert pytest_dm(words) == 2
+    assert "json=" in capsys.readouterr().err
+    assert not asked.exists()
+
+
+def test_a_log_in_which_nothing_is_written(tmp_path, capsys):
+    log = LogMaker().save(tmp_path / "log")
+    status, found = run(tmp_path, log)
+    assert (status, found["violations"]) == (0, [])
+    assert found["warnings"] == ["nothing is written in this log"]
+    capsys.readouterr()
+    assert pytest_dm(["explore", str(log), "--fs", "ext4"]) == 2
+    assert "writes nothing, and there is no base" in capsys.readouterr().err
+
+
+def test_a_cut_log_without_a_file_system_says_that_it_is_cut(tmp_path, capsys):
+    whole = two_slots(2).save(tmp_path / "log").read_bytes()
+    (tmp_path / "log").write_bytes(whole[:-100])
+    assert pytest_dm(["explore", str(tmp_path / "log"), "--fs", "ext4", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "no sound file system" in said
+    assert "the log is cut off" in said
 
 
 def test_progress_is_told(tmp_path, capsys):

@@ -13,7 +13,7 @@ from dmcore.crash.checkers import CrashState, NoFileSystem, OracleFailed, Proble
 from dmcore.crash.epochs import timeline
 from dmcore.crash.explore import explore, replay
 from dmcore.crash.log import CrashLog
-from dmcore.crash.oracles import CallableOracle, CommandOracle
+from dmcore.crash.oracles import CallableOracle
 from dmcore.crash.report import to_json
 from dmcore.crash.states import State, parse_state
 from dmcore.errors import SpecError
@@ -348,6 +348,9 @@ def test_the_budget_of_time(tmp_path):
         ({"torn": 256}, "torn"),
         ({"torn": 768}, "torn"),
         ({"level": "x"}, "level"),
+        ({"workers": -1}, "workers"),
+        ({"max_seconds": 0}, "max_seconds"),
+        ({"max_seconds": float("nan")}, "max_seconds"),
     ],
 )
 def test_values_that_mean_nothing(tmp_path, options, field):
@@ -421,67 +424,3 @@ def test_a_checker_of_ones_own(tmp_path):
         found = explore(log, checker=Checker, workers=1)
     assert [finding.problem for finding in found.findings] == [Problem("mine", "e0:1")]
     assert NoFileSystem().name == "none"
-
-
-def command(text, tmp_path, *, timeout=10, acknowledged=(), started=()):
-    path = tmp_path / "image file"
-    path.write_bytes(b"")
-    state = CrashState(
-        id="e0:0", image=path, acknowledged=acknowledged, started=started,
-        fingerprint=lambda _masked, _over: 0, settled=lambda: None, untouched=lambda: None,
-    )  # fmt: skip
-    return CommandOracle(text, timeout=timeout)(state)
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("true", None),
-        ("test -e {image}", None),
-        ("echo 'Integrity: bad page' && exit 1", Problem("integrity", "Integrity: bad page")),
-        (
-            "sh -c 'echo ; echo durability lost; echo no >&2; exit 1'",
-            Problem("durability", "durability lost"),
-        ),
-        ("sh -c 'echo only here >&2; exit 1'", Problem("only", "only here")),
-        ("false", Problem("oracle", "the oracle said no, and not why")),
-        ("python3 -c 'assert 0, \"durability: x\"'", Problem("durability", "durability: x")),
-        ("python3 -c 'raise OSError(5, \"gone\")'", Problem("oserror", "OSError: [Errno 5] gone")),
-        ('sh -c \'test "$DM_ACKNOWLEDGED|$DM_STARTED|$DM_STATE" = "a,b c|d|e0:0"\'', None),
-        ('sh -c \'test "$1|$2" = "a,b c|d"\' - {acknowledged} {started}', None),
-        ("grep -qx 'b c' {acknowledged_file}", None),
-        ("sleep 60", Problem("timeout", "the oracle took longer than 0.5 s")),
-        ("sleep 60 & wait", Problem("timeout", "the oracle took longer than 0.5 s")),
-    ],
-)
-def test_commands(tmp_path, text, problem):
-    timeout = 0.5 if "sleep" in text else 30
-    assert command(text, tmp_path, acknowledged=("a", "b c"), started=("d",), timeout=timeout) == problem
-    assert [path.name for path in tmp_path.iterdir()] == ["image file"]
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("sh -c 'echo x; exit 2'", "exit status 2: x"),
-        ("exec sh -c 'kill -9 $$'", "signal 9"),
-        ("/nowhere/oracle {image}", "/nowhere/oracle cannot be run: there is no such program"),
-    ],
-)
-def test_commands_that_fail(tmp_path, text, reason):
-    with pytest.raises(OracleFailed) as caught:
-        command(text, tmp_path)
-    assert caught.value.reason == reason
-
-
-def test_a_long_list_of_marks_goes_by_file(tmp_path):
-    names = tuple(f"operation-{number}" for number in range(20_000))
-    check = "python3 -c \"import sys; a = sys.argv[1]; assert a[0] == '@'; assert len(open(a[1:]).read().split()) == 20000\""
-    assert command(f"{check} {{acknowledged}}", tmp_path, acknowledged=names, timeout=30) is None
-    assert [path.name for path in tmp_path.iterdir()] == ["image file"]
-
-
-@pytest.mark.parametrize("text", ["", "   ", "'unclosed"])
-def test_commands_that_are_none(text):
-    with pytest.raises(SpecError, match="oracle="):
-        CommandOracle(text)

@@ -217,6 +217,10 @@ def explore(
     torn_size = _torn_size(torn, log.sector_size)
     if max_states is not None and max_states < 1:
         raise SpecError("max_states", max_states, "must be at least 1")
+    if max_seconds is not None and not max_seconds > 0:
+        raise SpecError("max_seconds", max_seconds, "must be more than 0")
+    if workers is not None and workers < 0:
+        raise SpecError("workers", workers, "must be at least 0")
     if not 0 <= share[0] < share[1]:
         raise SpecError("share", share, "is a number from 0, and of how many")
     fs = filesystem or NoFileSystem()
@@ -294,12 +298,14 @@ def first_sound(log: CrashLog, line: Timeline, filesystem: FileSystem, folder: P
     from dmcore.crash.states import State  # noqa: PLC0415
 
     problem: Problem | None = None
+    if not log.size:
+        raise SpecError("fs", filesystem.name, f"{log.path} writes nothing, and there is no base")
     with Tester(log, line, Pipeline(filesystem), folder, torn_size=0, name="first") as tester:
         for epoch in line.epochs:
             problem = tester.test(State(epoch.index, 0))
             if problem is None:
                 return epoch.index
-    reason = problem.reason if problem else "the log is empty"
+    reason = "; ".join([problem.reason if problem else "the log is empty", *log.warnings])
     raise SpecError("fs", filesystem.name, f"there is no sound file system at any flush of the log: {reason}")
 
 

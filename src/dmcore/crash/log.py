@@ -105,6 +105,8 @@ class CrashLog:
         ]
         self._mark_positions = [mark.position for mark in self.marks]
         self.warnings = list(self.index.warnings)
+        if not self.index.extent:
+            self.warnings.append("nothing is written in this log")
 
     def _device_size(self, size: int | None) -> int:
         extent = self.index.extent

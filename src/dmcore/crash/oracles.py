@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import selectors
 import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from dmcore.crash.checkers import OracleFailed, Problem
 from dmcore.crash.guard import guarded
@@ -28,6 +30,8 @@ __all__ = ["CallableOracle", "CommandOracle"]
 
 _LONGEST = 100_000
 """Bytes of an argument or a variable up to which the kernel is sure to take it (MAX_ARG_STRLEN is 131072)."""
+_HEARD = 1 << 16
+"""Bytes of what it says that are kept, about."""
 _SHELL = re.compile(r"[|&;<>()$`\\\"'*?#~=%\n]")
 _PLACES = ("image", "mountpoint", "acknowledged", "started", "acknowledged_file", "started_file", "id")
 _PLACE = re.compile(r"\{(" + "|".join(_PLACES) + r")\}")
@@ -64,7 +68,7 @@ class CommandOracle:
         timeout: Seconds for one state.
 
     Raises:
-        SpecError: An empty command, or one that no shell would read.
+        SpecError: An empty command, one that no shell would read, a program that is not there, no time.
     """
 
     def __init__(self, command: str, *, timeout: float = 60) -> None:
@@ -75,8 +79,12 @@ class CommandOracle:
         if not words:
             raise SpecError("oracle", command, "is empty")
         self.command = command
-        self.timeout = timeout
+        self.timeout = _positive(timeout)
         self._words = None if _SHELL.search(_PLACE.sub("", command)) else words
+        if self._words is not None and not _PLACE.search(words[0]) and shutil.which(words[0]) is None:
+            raise SpecError(
+                "oracle", command, f"there is no program {words[0]!r}; what only a shell knows: sh -c '...'"
+            )
 
     def __call__(self, state: CrashState, /) -> Problem | None:
         """Run the command on a state."""
@@ -88,8 +96,6 @@ class CommandOracle:
                 words = [f"{_GATE}\n{_fill(self.command, values, shlex.quote)}"]
             else:
                 words = [f'{_GATE}\nexec "$@"', "sh", *(_fill(word, values, str) for word in self._words)]
-                if shutil.which(words[2]) is None:
-                    raise OracleFailed(f"{words[2]} cannot be run: there is no such program", state.id)
             return self._run(["/bin/sh", "-c", *words], environment, state)
 
     def _run(self, words: list[str], environment: dict[str, str], state: CrashState) -> Problem | None:
@@ -103,13 +109,11 @@ class CommandOracle:
         with process:
             try:
                 with guarded(process.pid):
-                    out, err = process.communicate(b"go\n", timeout=self.timeout)
-            except subprocess.TimeoutExpired:
-                _kill(process)
+                    out, err = _heard(process, self.timeout)
+            except TimeoutError:
                 return Problem("timeout", f"the oracle took longer than {self.timeout:g} s")
-            except BaseException:
+            finally:
                 _kill(process)
-                raise
         said = _reason(out.decode(errors="replace"), err.decode(errors="replace"))
         if process.returncode == 0:
             return None
@@ -143,16 +147,64 @@ class CommandOracle:
                 file_path.unlink(missing_ok=True)
 
 
+def _positive(timeout: float) -> float:
+    if not timeout > 0:
+        raise SpecError("oracle_timeout", timeout, "is no time for an oracle: more than 0 seconds")
+    return timeout
+
+
 def _fill(text: str, values: dict[str, str], quote: Callable[[str], str]) -> str:
     return _PLACE.sub(lambda match: quote(values[match[1]]), text)
 
 
+def _heard(process: subprocess.Popen[bytes], timeout: float) -> tuple[bytes, bytes]:
+    """Let a command go; return the beginning of what it said by the time that it ended, whatever it left running.
+
+    Raises:
+        TimeoutError: It has not ended by then.
+    """
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    deadline = time.monotonic() + timeout
+    with suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(b"go\n")
+    said = {process.stdout: b"", process.stderr: b""}
+    ended = os.pidfd_open(process.pid)
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(ended, selectors.EVENT_READ)
+            for stream in said:
+                os.set_blocking(stream.fileno(), False)
+                selector.register(stream, selectors.EVENT_READ)
+            over = False
+            while not over:
+                ready = selector.select(max(0.0, deadline - time.monotonic()))
+                if not ready or time.monotonic() > deadline:
+                    raise TimeoutError
+                over = any(key.fileobj == ended for key, _ in ready)
+                for stream in said:
+                    _listen(stream, said, selector)
+    finally:
+        os.close(ended)
+    return said[process.stdout], said[process.stderr]
+
+
+def _listen(stream: IO[bytes], said: dict[IO[bytes], bytes], selector: selectors.BaseSelector) -> None:
+    """Take what a stream has now; of much only the beginning is kept."""
+    if stream not in selector.get_map():
+        return
+    data = stream.read(_HEARD)
+    if data == b"":
+        selector.unregister(stream)
+    if data and len(said[stream]) < _HEARD:
+        said[stream] += data
+
+
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a command and what it started: it leads a session of its own."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        process.kill()
 
 
 def _reason(out: str, err: str) -> str:
@@ -184,11 +236,14 @@ class CallableOracle:
     Args:
         function: The function.
         timeout: Seconds for one state.
+
+    Raises:
+        SpecError: No time.
     """
 
     def __init__(self, function: Callable[[CrashState], object], *, timeout: float = 60) -> None:
         self.function = function
-        self.timeout = timeout
+        self.timeout = _positive(timeout)
 
     def __call__(self, state: CrashState, /) -> Problem | None:
         """Ask the function."""
