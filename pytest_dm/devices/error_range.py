@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from dmcore.errors import SpecError
 from dmcore.table import Line, Table
-from dmcore.targets import Delay, Error, Flakey, Linear
+from dmcore.targets import Delay, Error, Linear
 from dmcore.targets.delay import Delayed
 from dmcore.units import SECTOR, to_sectors
-from pytest_dm.devices.base import DmDevice
 from pytest_dm.devices.fault import Fault
+from pytest_dm.devices.over_one import OverOne
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from dmcore.target import Target
     from pytest_dm.devices.base import Disk
     from pytest_dm.factory import Dm
-    from pytest_dm.runtime import BareDevice
 
 __all__ = ["ErrorRange", "sectors"]
 
@@ -59,7 +58,7 @@ def without(extents: tuple[Extent, ...], start: int, end: int) -> tuple[Extent, 
     return tuple(kept)
 
 
-class ErrorRange(DmDevice):
+class ErrorRange(OverOne):
     """A disk on which ranges of sectors fail every read and write with EIO, and the rest works.
 
     A request that touches a failing sector fails as a whole; a write may still have written its good part. Flushes
@@ -68,14 +67,9 @@ class ErrorRange(DmDevice):
     """
 
     def __init__(self, maker: Dm, lower: Disk, *, start: int, length: int) -> None:
-        self._maker = maker
-        self._lower_ref = lower.ref
-        self._length = lower.size // SECTOR
-        self._failing: BareDevice | None = None
         self._block = lower.block_size
-        first, end = self._range(start, length)
-        self._bad: tuple[Extent, ...] = ((first, end),)
-        super().__init__(maker, self._table(self._bad), label="error-range", lower=lower)
+        self._bad: tuple[Extent, ...] = (self._range(start, length, lower.size // SECTOR),)
+        super().__init__(maker, lower, label="error-range")
 
     @property
     def ranges(self) -> tuple[tuple[int, int], ...]:
@@ -92,24 +86,24 @@ class ErrorRange(DmDevice):
         Raises:
             SpecError: Past the device's end, or not whole logical blocks.
         """
-        return self._switch(joined(self._bad, *self._range(start, length)))
+        return self._switch(joined(self._bad, *self._range(start, length, self._length)))
 
     def heal(self, start: int | str | None = None, length: int | str | None = None) -> None:
         """Let a range work again: all of it from `start` on without a `length`, everything without both."""
         first = 0 if start is None else sectors("start", start)
         count = self._length - first if length is None else length
-        self._switch(without(self._bad, *self._range(first, count)))
+        self._switch(without(self._bad, *self._range(first, count, self._length)))
 
-    def _range(self, start: int | str, length: int | str) -> Extent:
+    def _range(self, start: int | str, length: int | str, all_of_it: int) -> Extent:
         first, count = sectors("start", start), sectors("length", length)
         for field, value in (("start", first), ("length", count)):
             if value * SECTOR % self._block:
                 raise SpecError(
                     field, value, f"the logical block of the disk is {self._block // SECTOR} sectors"
                 )
-        if count < 1 or first + count > self._length:
+        if count < 1 or first + count > all_of_it:
             raise SpecError(
-                "length", count, f"the disk has {self._length} sectors, this is {first}..{first + count}"
+                "length", count, f"the disk has {all_of_it} sectors, this is {first}..{first + count}"
             )
         return first, first + count
 
@@ -119,6 +113,9 @@ class ErrorRange(DmDevice):
         self._bad = bad
         self.forget_cached()
         return Fault(lambda: self._switch(before))
+
+    def _table_now(self) -> Table:
+        return self._table(self._bad)
 
     def _table(self, bad: tuple[Extent, ...]) -> Table:
         return Table(self._lines(bad))
@@ -138,21 +135,5 @@ class ErrorRange(DmDevice):
     def _bad_target(self, first: int) -> Target:
         if self._errors_discard():
             return Error()
-        if self._failing is None:
-            failing = Flakey(dev=self._lower_ref, up=0, down=1)
-            self._failing = self._maker.make(Table.of(failing, self._length), "failing")
-        fails, works = Delayed(self._failing.ref, first), Delayed(self._lower_ref, first)
+        fails, works = Delayed(self._all_fails(), first), Delayed(self._lower_ref, first)
         return Delay(read=fails, write=fails, flush=works)
-
-    def places(self) -> Iterator[Line]:
-        """Yield the one line that says that the data is on the disk below, whatever fails."""
-        yield Line(0, self._length, Linear(dev=self._lower_ref))
-
-    def close(self) -> None:
-        """Remove the device."""
-        try:
-            super().close()
-        finally:
-            failing, self._failing = self._failing, None
-            if failing is not None:
-                failing.remove()

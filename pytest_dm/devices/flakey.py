@@ -8,20 +8,15 @@ from typing import TYPE_CHECKING, Literal
 
 from dmcore import targets
 from dmcore.errors import SpecError, Unsupported
-from dmcore.table import Line, Table
+from dmcore.table import Table
 from dmcore.targets.delay import Delay, Delayed
 from dmcore.targets.flakey import Corrupt, Direction
-from dmcore.targets.linear import Linear
-from dmcore.units import SECTOR
-from pytest_dm.devices.base import DmDevice
 from pytest_dm.devices.fault import Fault
+from pytest_dm.devices.over_one import OverOne
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pytest_dm.devices.base import Disk
     from pytest_dm.factory import Dm
-    from pytest_dm.runtime import BareDevice
 
 __all__ = ["Flakey"]
 
@@ -40,24 +35,17 @@ class _Mode:
 _HEALTHY = _Mode()
 
 
-class Flakey(DmDevice):
+class Flakey(OverOne):
     """A disk with faults on command. Each verb takes effect at once, for whatever runs above, and replaces the last one.
 
     The table is swapped without a word to the file system above: requests in flight are served, then the fault is there;
     what is still in a page cache meets it when it is written back. The verbs return a `with` block at whose end the
     state before is back.
-
-    `lower` is the disk below: reading it shows what really arrived.
     """
 
     def __init__(self, maker: Dm, lower: Disk) -> None:
-        self._maker = maker
-        self._lower_ref = lower.ref
-        self._length = lower.size // SECTOR
         self._mode = _HEALTHY
-        self._bad_reads: BareDevice | None = None
-        super().__init__(maker, self._table(_HEALTHY), label="flakey", lower=lower)
-        self.lower: Disk = lower
+        super().__init__(maker, lower, label="flakey")
 
     def fail(self, *, reads: bool | None = None, writes: bool | None = None) -> Fault:
         """Let requests fail with EIO.
@@ -136,6 +124,9 @@ class Flakey(DmDevice):
             probe.swap(corrupted)
             return probe.read(0, 4096)[0] == 0xA5
 
+    def _table_now(self) -> Table:
+        return self._table(self._mode)
+
     def _table(self, mode: _Mode) -> Table:
         ref = self._lower_ref
         if mode == _HEALTHY:
@@ -151,21 +142,5 @@ class Flakey(DmDevice):
 
     def _table_with_bad_reads(self) -> Table:
         """Return a table that sends reads to a device of their own, where all fails, and the rest to the disk."""
-        if self._bad_reads is None:
-            failing = targets.Flakey(dev=self._lower_ref, up=0, down=1)
-            self._bad_reads = self._maker.make(Table.of(failing, self._length), "bad-reads")
-        delay = Delay(read=Delayed(self._bad_reads.ref), write=Delayed(self._lower_ref))
+        delay = Delay(read=Delayed(self._all_fails()), write=Delayed(self._lower_ref))
         return Table.of(delay, self._length)
-
-    def places(self) -> Iterator[Line]:
-        """Yield the one line that says that the data is on the disk below, whatever the fault."""
-        yield Line(0, self._length, Linear(dev=self._lower_ref))
-
-    def close(self) -> None:
-        """Remove the device."""
-        try:
-            super().close()
-        finally:
-            bad_reads, self._bad_reads = self._bad_reads, None
-            if bad_reads is not None:
-                bad_reads.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+from dmcore.formats.persistent_data import Reader, stamp
 from dmcore.model.block import SYNC
 from dmcore.model.stores import MemoryStore
 
@@ -90,3 +91,11 @@ def damage(store, offset, data):
         inside = data[: count * 512 - offset % 512]
         around[offset % 512 : offset % 512 + len(inside)] = inside
         store.write(first, memoryview(around))
+
+
+def damage_superblock(store, kind, at, data):
+    """Overwrite bytes of a superblock of persistent data, put its checksum right, and return the block."""
+    block = Reader(store).raw(0, "superblock")
+    block[at : at + len(data)] = data
+    store.write(0, memoryview(stamp(kind, 0, block)))
+    return block

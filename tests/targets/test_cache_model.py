@@ -7,7 +7,7 @@ import random
 import time
 
 import pytest
-from failing import BreakingStore, damage
+from failing import BreakingStore, damage, damage_superblock
 from ground import check_offline
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ from twins import twins
 
 from dmcore.errors import FormatError, SpecError
 from dmcore.formats.cache import SUPERBLOCK, CacheFlag, SuperBlock
-from dmcore.formats.persistent_data import BLOCK, Reader, stamp
+from dmcore.formats.persistent_data import BLOCK, Reader
 from dmcore.model.stores import MemoryStore
 from dmcore.model.targets._cache import CacheMetadata
 from dmcore.targets.cache import CacheStatus, Failed
@@ -207,9 +207,7 @@ def test_other_sizes():
 )
 def test_refuses_damaged_metadata_and_says_what_is_wrong(at, data, words):
     disks = _disks()
-    block = Reader(disks["meta"]).raw(0, "superblock")
-    block[at : at + len(data)] = data
-    disks["meta"].write(0, memoryview(stamp(SUPERBLOCK, 0, block)))
+    damage_superblock(disks["meta"], SUPERBLOCK, at, data)
     with pytest.raises(FormatError, match=words):
         _open(disks)
 

@@ -6,7 +6,7 @@ import errno
 import random
 
 import pytest
-from failing import BreakingStore, damage
+from failing import BreakingStore, damage, damage_superblock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from persistent_audit import array_blocks, audit
@@ -14,7 +14,7 @@ from twins import outcome, twins
 
 from dmcore.errors import FormatError
 from dmcore.formats.clone import SUPERBLOCK, SuperBlock
-from dmcore.formats.persistent_data import BLOCK, Reader, stamp
+from dmcore.formats.persistent_data import BLOCK, Reader
 from dmcore.model.block import FUA, SYNC
 from dmcore.targets.clone import CloneStatus, Failed
 from dmcore.volume import open_volume
@@ -196,9 +196,7 @@ def test_refuses_other_messages(message):
 def test_refuses_damaged_metadata_and_says_what_is_wrong(at, data, words):
     disks = _disks()
     _open(disks).close()
-    block = Reader(disks["meta"]).raw(0, "superblock")
-    block[at : at + len(data)] = data
-    disks["meta"].write(0, memoryview(stamp(SUPERBLOCK, 0, block)))
+    block = damage_superblock(disks["meta"], SUPERBLOCK, at, data)
     with pytest.raises(FormatError, match=words):
         _open(disks)
     block[300] ^= 1

@@ -7,7 +7,7 @@ import random
 import subprocess
 
 import pytest
-from failing import BreakingStore, damage
+from failing import BreakingStore, damage, damage_superblock
 from ground import check_offline
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ from twins import outcome, twins
 
 from dmcore.errors import FormatError
 from dmcore.formats.era import SUPERBLOCK, WRITESET, SuperBlock
-from dmcore.formats.persistent_data import BLOCK, Reader, stamp
+from dmcore.formats.persistent_data import BLOCK, Reader
 from dmcore.model.block import Suspended
 from dmcore.model.stores import MemoryStore
 from dmcore.targets.era import EraStatus
@@ -207,9 +207,7 @@ def test_refuses_other_messages(message):
 def test_refuses_damaged_metadata_and_says_what_is_wrong(at, data, words):
     disks = _disks()
     _open(disks).close()
-    block = Reader(disks["meta"]).raw(0, "superblock")
-    block[at : at + len(data)] = data
-    disks["meta"].write(0, memoryview(stamp(SUPERBLOCK, 0, block)))
+    damage_superblock(disks["meta"], SUPERBLOCK, at, data)
     with pytest.raises(FormatError, match=words):
         _open(disks)
 
