@@ -42,7 +42,8 @@ CAMPAIGN = int(os.environ.get("PYTEST_DM_EXAMPLES", "0"))
 host = settings(max_examples=CAMPAIGN or 30)
 # The first difference is told as it was found: lines are short, and to shrink one could take longer than a guest lets a test run.
 kernel = settings(
-    deadline=None, database=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, database=None, phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],  # where all is emulated
 )  # fmt: skip
 
 

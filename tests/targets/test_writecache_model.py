@@ -6,6 +6,7 @@ import errno
 import random
 import struct
 import time
+from dataclasses import replace
 
 import pytest
 from failing import BreakingStore, damage
@@ -299,6 +300,11 @@ def eventually(what, seconds=5.0):
     return held
 
 
+def _counts(disk):
+    """Return the status, without a number that kernels count in two ways: see docs/explanation/kernel-findings.md."""
+    return [replace(status, writes_allocate=0) for status in disk.status()]
+
+
 class _Lab:
     """A kernel's writecache and a model's over the same bytes."""
 
@@ -348,7 +354,7 @@ def test_model_and_kernel_write_the_same_bytes(lab):
         ):
             for step in script:
                 assert outcome(volume.device, volume, step) == outcome(device, disk, step), step
-            assert volume.status() == device.status()
+            assert _counts(volume) == _counts(device)
             assert volume.table_text() == device.table_text()
         pair.same()
 
@@ -369,7 +375,7 @@ def test_both_lose_a_write_over_a_block_that_is_in_the_cache_twice(lab):
                 each.write(at * BLOCK, _fill(byte, count))
                 if byte == 2:
                     each.discard(BLOCK, BLOCK)
-        assert volume.status() == device.status()
+        assert _counts(volume) == _counts(device)
         (first, second) = (volume.read(at * BLOCK, BLOCK) for at in (1, 2))
         assert [disk.read(at * BLOCK, BLOCK) for at in (1, 2)] == [first, second]
     assert first == _fill(7)
@@ -392,7 +398,7 @@ def test_both_write_the_same_blocks_back_at_the_watermark(lab):
                 each.write(at * BLOCK, _fill(at))
                 each.flush()
         volume.settle()
-        assert eventually(lambda: device.status() == volume.status())
+        assert eventually(lambda: _counts(device) == _counts(volume))
         assert volume.status()[0].free > 2
     pair.same()
 

@@ -1,7 +1,8 @@
-"""What a table stands on, and the one mistake there that kernels do not survive.
+"""What a table stands on, and the mistakes there that kernels do not survive.
 
 A device below itself is accepted up to 6.1 (later kernels refuse the direct case, none the loop over other devices), and
-the first block ioctl or bio then recurses until the kernel's stack overflows.
+the first block ioctl or bio then recurses until the kernel's stack overflows. A writecache on persistent memory whose
+cache has no DAX is an oops in 6.1 built with CONFIG_FS_DAX (drivers/md/dm-writecache.c, writecache_ctr: `dax_synchronous` of no device).
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from dmcore.abi.devt import DevT
 from dmcore.errors import DeviceMissing, SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from dmcore.abi.dm import TableLine
     from dmcore.kernel.control import Control
 
-__all__ = ["devices_of", "refuse_loop"]
+__all__ = ["devices_of", "refuse_fatal", "refuse_loop"]
 
 _DEVICE_WORD = re.compile(r"(?<!\S)(?:(?P<number>[0-9]{1,4}:[0-9]{1,7})|(?P<path>/\S+))(?!\S)", re.ASCII)
 
@@ -30,18 +31,54 @@ def devices_of(lines: Iterable[TableLine]) -> set[DevT]:
     found: set[DevT] = set()
     for line in lines:
         for match in _DEVICE_WORD.finditer(line.params):
-            if match["number"]:
-                major, minor = map(int, match["number"].split(":"))
-                if major < 1 << 12 and minor < 1 << 20:
-                    found.add(DevT(major, minor))
-                continue
-            try:
-                node = Path(match["path"]).stat()
-            except OSError:
-                continue
-            if stat.S_ISBLK(node.st_mode):
-                found.add(DevT.from_rdev(node.st_rdev))
+            found |= _device(match)
     return found
+
+
+def _device(match: re.Match[str]) -> set[DevT]:
+    """Return the block device that a word names, if it does."""
+    if match["number"]:
+        major, minor = map(int, match["number"].split(":"))
+        return {DevT(major, minor)} if major < 1 << 12 and minor < 1 << 20 else set()
+    try:
+        node = Path(match["path"]).stat()
+    except OSError:
+        return set()
+    return {DevT.from_rdev(node.st_rdev)} if stat.S_ISBLK(node.st_mode) else set()
+
+
+def refuse_fatal(control: Control, lines: Sequence[TableLine], dev: DevT) -> None:
+    """Refuse a table for `dev` that would bring the kernel down.
+
+    Raises:
+        SpecError: It stands on itself, or wants persistent memory of a device that has none.
+    """
+    _refuse_no_dax(lines)
+    refuse_loop(control, lines, dev)
+
+
+def _refuse_no_dax(lines: Iterable[TableLine]) -> None:
+    for line in lines:
+        words = line.params.split()
+        if line.type != "writecache" or words[:1] != ["p"]:
+            continue
+        for word in words[2:3]:
+            match = _DEVICE_WORD.fullmatch(word)
+            for dev in _device(match) if match else ():
+                if not _has_dax(dev):
+                    reason = "persistent memory needs a device with DAX, and 6.1 does not survive another; s caches on any disk"
+                    raise SpecError("cache", word, reason)
+
+
+def _has_dax(dev: DevT) -> bool:
+    """Whether the device says that it has, or nothing at all; a partition leaves that to its disk."""
+    place = Path(f"/sys/dev/block/{dev}")
+    for queue in (place / "queue", place / "../queue"):
+        try:
+            return (queue / "dax").read_text().strip() != "0"
+        except OSError:
+            continue
+    return True
 
 
 def refuse_loop(control: Control, lines: Iterable[TableLine], dev: DevT) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from dmcore import registry
 from dmcore.errors import DeviceBusy, DeviceMissing, DmError, IoctlError, SpecError
 from dmcore.kernel import nodes, udev
-from dmcore.kernel.below import refuse_loop
+from dmcore.kernel.below import refuse_fatal
 from dmcore.kernel.control import Control, Selector, Uuid
 from dmcore.kernel.holders import holders
 from dmcore.ref import Ref
@@ -175,7 +175,7 @@ class Device:
         try:
             dev = control.create(name, uuid, minor=minor).dev
             made = True
-            refuse_loop(control, lines, dev)
+            refuse_fatal(control, lines, dev)
             control.load(name, lines, readonly=readonly or table.readonly, secure=secure or table.secret)
             info = _settled(control, lambda cookie: control.resume(name, cookie=cookie), timeout)
             path = _node(control, name, info.dev)
@@ -321,7 +321,7 @@ class Device:
             SpecError: As for `create`; also a table that stands on this device through others.
         """
         lines = table.encode(_resolver(devices))
-        refuse_loop(self.control, lines, self.dev)
+        refuse_fatal(self.control, lines, self.dev)
         staged = False
         try:
             self.control.load(
