@@ -144,6 +144,10 @@ class Integrity(Target):
     singleton: ClassVar[bool] = True
     features: ClassVar[Mapping[str, Feature]] = {
         _KEYED_DISCARDS: Feature("{dev} 0 32 D 2 internal_hash:hmac(sha256):00 allow_discards_keyed"),
+        "integrity.numbers_of_mode": Feature(  # prints those only that the mode uses: 7.2, and 6.12.118
+            "{dev} 0 4 D 3 interleave_sectors:128 buffer_sectors:8 internal_hash:crc32c",
+            prints="{dev} 0 4 D 3 interleave_sectors:128 buffer_sectors:8 internal_hash:crc32c",
+        ),
     }
 
     dev: Ref

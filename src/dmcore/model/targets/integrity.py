@@ -429,10 +429,10 @@ class _Integrity(ModelTarget[Integrity]):
         return f"{self._mismatches} {self._layout.provided} {at}"
 
     def params(self) -> str:
-        """Return the line with the numbers in effect, as 7.2 (which knows keyed discards) or as older kernels print them."""
+        """Return the line with the numbers in effect, as newer kernels (7.2, 6.12.118) or as older ones print them."""
         target, layout = self.target, self._layout
         journal, bitmap = target.mode is Mode.JOURNAL, target.mode is Mode.BITMAP
-        older = "integrity.allow_discards_keyed" not in self.context.features
+        older = "integrity.numbers_of_mode" not in self.context.features
         entries = self._journal.entries or 1
         watermark = ((entries - self._journal.threshold) * 100 + entries // 2) // entries
         time = _DEFAULT_TIME if target.commit_time is None else target.commit_time
