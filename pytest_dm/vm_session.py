@@ -337,8 +337,10 @@ class VmSession:
             shutil.copytree(made, self.config.rootpath / FOLDER, dirs_exist_ok=True)
 
     def _keep_artifacts(self, target: Path) -> None:
+        from dmcore.crash.sparse import copy_file  # noqa: PLC0415 - at the end, and only if there is something to keep
+
         for made in sorted(self.folder.glob("*/artifacts")):
-            shutil.copytree(made, target, dirs_exist_ok=True)
+            shutil.copytree(made, target, dirs_exist_ok=True, copy_function=copy_file)
         for log in sorted(self.folder.glob("*/console.log")):
             target.mkdir(parents=True, exist_ok=True)
             shutil.copy(log, target / f"console-{log.parent.name}.log")

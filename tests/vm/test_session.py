@@ -332,12 +332,15 @@ def test_artifacts_reach_the_host_and_nothing_else_does(session: Session) -> Non
         "    folder = pathlib.Path(os.environ['PYTEST_DM_EXCHANGE'], 'artifacts')\n"
         "    folder.mkdir(exist_ok=True)\n"
         "    (folder / 'image').write_bytes(b'disk')\n"
+        "    os.truncate(folder / 'image', 64 << 20)\n"
         "    pathlib.Path(__file__).with_name('leak').write_text('must stay in the guest')\n"
         "    pathlib.Path('/etc/leak').write_text('must stay in the guest')\n",
     )
     out = session.run(*VM, "--dm-artifacts=kept", "test_art.py")
     assert session.counts == {"passed": 1}, out
-    assert (session.folder / "kept" / "image").read_bytes() == b"disk"
+    image = session.folder / "kept" / "image"
+    assert image.read_bytes() == b"disk".ljust(64 << 20, b"\0")
+    assert image.stat().st_blocks < 1000  # holes stay holes
     assert list((session.folder / "kept").glob("console-*.log"))
     assert not (session.folder / "leak").exists()
     assert not Path("/etc/leak").exists()
