@@ -259,7 +259,7 @@ def _beginnings(setup: Setup) -> list[list[Step]]:
     drawn = rule.scenes(line.target, line.length)
     scenes = [[*before, *(_behind(line.start, step) for step in scene)] for scene in drawn]
     every = [*before, *(_behind(line.start, step) for scene in drawn for step in scene)]
-    return [before, *[every] * 3, *scenes, []] if every else [[]]
+    return [before, every, every, *scenes, [], []] if before else [every, every, *scenes, []]
 
 
 def _behind(start: int, step: Step) -> Step:

@@ -25,7 +25,7 @@ def test_every_modelled_target_has_a_rule():
 def test_alone(dm_pair, kind):
     features = dm_pair.runtime.features(find(kind))
 
-    @dm_pair.settings(0.75)
+    @dm_pair.settings()
     @given(st.data())
     def check(data):
         setup = data.draw(setups(kind, features=features))

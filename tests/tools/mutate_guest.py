@@ -29,6 +29,7 @@ SEED = 20
 TESTS = "tests/differential"
 MORE = {
     "crypt": ("test_crypt_kinds.py",),
+    "flakey": ("test_flakey_faults.py",),
     "mirror": ("test_mirror_scripts.py",),
     "multipath": ("test_multipath_scripts.py",),
     "raid": ("test_raid_failures.py", "test_raid_kinds.py"),

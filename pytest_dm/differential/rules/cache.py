@@ -18,7 +18,7 @@ from dmcore.targets import Cache
 from dmcore.targets.cache import CacheMode, Policy
 from dmcore.volume import open_volume
 from pytest_dm.differential.rule import Room, Rule, patches
-from pytest_dm.differential.steps import Message, Status, pattern
+from pytest_dm.differential.steps import Message, Status, Write, pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -48,9 +48,11 @@ class _Cache(Rule):
         """Draw mode, policy and what is cached."""
         from hypothesis import strategies as st
 
-        mode = draw(st.sampled_from(CacheMode))
+        mode = draw(st.sampled_from([CacheMode.WRITEBACK, *CacheMode]))
         version = draw(st.sampled_from([1, 2]))
-        cached = draw(st.dictionaries(st.integers(0, _SLOW - 1), st.integers(0, _FAST - 1), max_size=_FAST))
+        few = draw(st.sampled_from([0, 2, 2]))
+        slow, fast = st.integers(0, _SLOW - 1), st.integers(0, _FAST - 1)
+        cached = draw(st.dictionaries(slow, fast, min_size=few, max_size=_FAST))
         places = tuple(sorted({place: block for block, place in cached.items()}.items()))
         policy = draw(st.sampled_from([Policy.SMQ, Policy.CLEANER, Policy.CLEANER]))
         same = places if policy is Policy.SMQ else ()
@@ -65,6 +67,11 @@ class _Cache(Rule):
             no_discard_passdown=draw(st.booleans()),
             policy=policy,
         )
+
+    def prelude(self, target: Target, length: int) -> Sequence[Step]:
+        """Write the first half of the blocks."""
+        del target
+        return (Write(0, length // 2, 2),)
 
     def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
         """Take out the last block of the cache, and what is behind it."""

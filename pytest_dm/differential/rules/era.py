@@ -46,10 +46,10 @@ class _Era(Rule):
         return Write(0, min(length, 20), seed=4), Message("checkpoint"), Write(0, 1, seed=5)
 
     def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
-        """Let several eras be over before any of them is put into the array; take a snapshot, write, give it up."""
+        """Take a snapshot, write, give it up; let several eras be over before any of them is put into the array."""
         del target, length
         take, drop = Message("take_metadata_snap"), Message("drop_metadata_snap")
-        return (Message("checkpoint"), Settle()), (take, Status(), Write(0, 1), drop)
+        return (take, Status(), Write(0, 1), drop), (Message("checkpoint"), Settle())
 
     def messages(self, target: Target, length: int) -> SearchStrategy[str]:
         """Draw all that there are, and none."""

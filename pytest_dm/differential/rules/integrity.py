@@ -19,7 +19,7 @@ from dmcore.targets.crypt import Key
 from dmcore.targets.integrity import Algorithm, Mode
 from dmcore.volume import open_volume
 from pytest_dm.differential.rule import Room, Rule, patches
-from pytest_dm.differential.steps import Write
+from pytest_dm.differential.steps import Discard, Read, Write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -81,6 +81,11 @@ class _Integrity(Rule):
         """Write all of it, so that its tags fit."""
         del target
         return (Write(0, length, seed=3),)
+
+    def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
+        """Discard the first half."""
+        del target
+        return ((Discard(0, length // 2), Read(0, length)),)
 
     def mask(self, text: str) -> str:
         """Leave out how far tags were made anew: a thread does that to what a bitmap told."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dmcore.targets import Snapshot, SnapshotOrigin
 from dmcore.targets.snapshot import Store
 from pytest_dm.differential.rules._snapshots import SnapshotRule, cow_sectors, draw_snapshot
-from pytest_dm.differential.steps import Write
+from pytest_dm.differential.steps import Discard, Read, Write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ _SAFE_CHUNK = 512
 
 
 class _Snapshot(SnapshotRule):
-    lengths = (24, 64, 100, 2100)
+    lengths = (24, 64, 100, 2100, 2100)
 
     def draw(self, draw: DrawFn, room: Room) -> Snapshot:
         """Draw store and chunk, and whether the origin is written, too."""
@@ -39,7 +39,7 @@ class _Snapshot(SnapshotRule):
                 store=draw(st.sampled_from([Store.PERSISTENT, Store.OVERFLOW])),
                 chunk=_SAFE_CHUNK,
                 discard_zeroes_cow=True,
-                discard_passdown_origin=draw(st.booleans()),
+                discard_passdown_origin=draw(st.sampled_from([True, True, False])),
             )
         found = draw_snapshot(draw, room, base, room.length)
         if draw(st.booleans()):
@@ -47,9 +47,10 @@ class _Snapshot(SnapshotRule):
         return found
 
     def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
-        """Write so much that chunks of a sector fill the first area of metadata."""
-        del target
-        return ((Write(0, min(length, 100), 7),),)
+        """Write so much that chunks of a sector fill the first area of metadata; discard some chunks of those that may."""
+        assert isinstance(target, Snapshot)
+        discard = Discard(target.chunk or 0, 2 * (target.chunk or 0)), Read(0, length)
+        return (Write(0, min(length, 100), 7),), discard if target.discard_zeroes_cow else ()
 
 
 RULE = _Snapshot()
