@@ -11,7 +11,7 @@ from dmcore.table import Table
 from dmcore.volume import open_volume
 from pytest_dm.differential.divergence import Divergence
 from pytest_dm.differential.setup import Disk, Setup
-from pytest_dm.differential.steps import Flush, Read, Write, ZeroOut
+from pytest_dm.differential.steps import Flush, Message, Read, Write, ZeroOut
 from pytest_dm.strategies import scripts
 
 pytestmark = pytest.mark.dm
@@ -44,6 +44,14 @@ def test_the_end_of_a_script_waits_for_no_work_that_no_rule_tells_of(dm_pair):
     text = "top: 0 96 writecache s data cache 4096 4 autocommit_time 3600000 pause_writeback 60000"
     script = [ZeroOut(64, 8), ZeroOut(56, 16)]
     dm_pair.run(text, script, disks={"data": Disk(96, 1), "cache": Disk(2048, solid=True)})
+
+
+@pytest.mark.parametrize("below", ["switch 1 24 0 data 0", "unstriped 1 24 0 data 0"])
+def test_flushes_to_a_device_on_one_that_takes_none(dm_pair, below):
+    """Since 6.11 it has the write cache of the disk all the same: the flush is a write to dust's first block."""
+    text = f"below: 0 24 {below}\ntop: 0 24 dust below 0 4096"
+    script = [Message("enable"), Message("addbadblock 0 1"), Flush(), Write(0, 1), Read(0, 1)]
+    dm_pair.run(text, script, disks={"data": 24})
 
 
 def test_hypothesis_shrinks_a_script(dm_pair):

@@ -46,6 +46,11 @@ class _LogWrites(Rule):
         del target, length
         return ((Message("mark a"),) * _SMALL,)
 
+    def discard_unit(self, target: Target) -> int:
+        """Return the granularity of the disks in sectors: one from between is two requests, logged in the order they are done."""
+        del target
+        return 8
+
     def messages(self, target: Target, length: int) -> SearchStrategy[str]:
         """Draw marks, and what is none."""
         from hypothesis import strategies as st

@@ -117,9 +117,12 @@ class ModelTarget(ABC, Generic[T]):
     def write_cache(self) -> bool:
         """Whether flushes matter to this line; a device without a line they matter to gets none.
 
-        Source: drivers/md/dm-table.c (dm_table_supports_flush).
+        Since 6.11 every device has the write cache of one below, also where its own line takes no flushes: known by the feature
+        "error.discard", which is older, but which 6.1 lacks. Sources: drivers/md/dm-table.c (dm_table_supports_flush),
+        block/blk-settings.c (blk_stack_limits, BLK_FEAT_INHERIT_MASK).
         """
-        return any(True for _ in self.flushed) and any(device.write_cache for device in self.limiting)
+        takes = any(True for _ in self.flushed) or "error.discard" in self.context.features
+        return takes and any(device.write_cache for device in self.limiting)
 
     @property
     def discards(self) -> bool:
