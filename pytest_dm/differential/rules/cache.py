@@ -69,9 +69,9 @@ class _Cache(Rule):
         )
 
     def prelude(self, target: Target, length: int) -> Sequence[Step]:
-        """Write the first half of the blocks."""
-        del target
-        return (Write(0, length // 2, 2),)
+        """Write half of a block, a whole one, and half of the next."""
+        del target, length
+        return (Write(_BLOCK // 2, 2 * _BLOCK, 2),)
 
     def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
         """Take out the last block of the cache, and what is behind it."""

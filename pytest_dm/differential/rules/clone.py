@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING
 
 from dmcore.targets import Clone
 from pytest_dm.differential.rule import Room, Rule
+from pytest_dm.differential.steps import Message, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from hypothesis.strategies import DrawFn, SearchStrategy
 
     from dmcore.target import Target
     from pytest_dm.differential.setup import Disk
+    from pytest_dm.differential.steps import Step
 
 __all__ = ["RULE"]
 
@@ -36,6 +38,11 @@ class _Clone(Rule):
             no_discard_passdown=draw(st.booleans()),
             hydration_threshold=draw(st.sampled_from([None, 1, 5])),
         )
+
+    def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
+        """Set both numbers, each to one that it had not."""
+        del target, length
+        return ((Message("hydration_threshold 3"), Message("hydration_batch_size 2"), Status()),)
 
     def messages(self, target: Target, length: int) -> SearchStrategy[str]:
         """Draw what does not begin hydration."""

@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING
 
 from dmcore.targets.delay import Delay, Delayed
 from pytest_dm.differential.rule import Room, Rule
+from pytest_dm.differential.steps import Discard, Read, Write
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hypothesis.strategies import DrawFn
 
-    from dmcore.target import Leg
+    from dmcore.target import Leg, Target
+    from pytest_dm.differential.steps import Step
 
 __all__ = ["RULE"]
 
@@ -28,6 +32,12 @@ class _Delay(Rule):
             write=draw(delayed) if given > 1 else None,
             flush=draw(delayed) if given > 2 else None,
         )
+
+    def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
+        """Write and discard all of it."""
+        del target
+        read = Read(0, length)
+        return ((Write(0, length, 3), read, Discard(0, length), read),)
 
 
 def _delayed(leg: Leg, ms: int) -> Delayed:
