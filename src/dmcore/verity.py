@@ -148,10 +148,7 @@ def format_verity(
     _offset("hash_offset", hash_offset, SECTOR if superblock else hash_block_size)
     salt = _checked_salt(salt, superblock=superblock)
     if fec is not None:
-        validate.integer("fec_roots", fec_roots, 2, 24, "bytes")
-        _offset("fec_offset", fec_offset, data_block_size)
-        if data_block_size != hash_block_size:
-            raise SpecError("hash_block_size", hash_block_size, "must be the data block size for parity")
+        _check_parity(fec_offset, fec_roots, data_block_size, hash_block_size)
     with ExitStack() as stack:
         source = _open(stack, data)
         there = source.sectors * SECTOR // data_block_size
@@ -162,23 +159,18 @@ def format_verity(
             version=version, algorithm=algorithm, hash_block_size=hash_block_size, data_blocks=count,
             hash_start=start, salt=salt,
         )  # fmt: skip
-        if hash_block_size < 2 * tree.digest_size:
-            reason = f"must hold two digests of {tree.digest_size} bytes"
-            raise SpecError("hash_block_size", hash_block_size, reason)
+        _check_digests(tree)
         if _same(data, hashes) and hash_offset < count * data_block_size:
             raise SpecError("hash_offset", hash_offset, f"lies in the data, {count} blocks")
         room = (start + tree.blocks) * hash_block_size
         target = _open(stack, hashes, room=room)
         _fits(target, room, "hashes")
-        parity_to = cover = None
+        parity = None
         if fec is not None:
-            cover = _covered(hashes, target, fec, fec_offset, block_size=hash_block_size, start=start)
-            if cover < tree.blocks:
-                raise SpecError("fec_offset", fec_offset, "lies in front of the tree's end")
-            region = _region(count + cover, fec_roots)
-            room = fec_offset + region * fec_roots * data_block_size
-            parity_to = _open(stack, fec, room=room)
-            _fits(parity_to, room, "fec")
+            parity = _Parity(
+                stack, hashes, target, fec, offset=fec_offset, roots=fec_roots,
+                block_size=hash_block_size, data_blocks=count, start=start, tree_blocks=tree.blocks,
+            )  # fmt: skip
         root = _write_tree(source, target, tree, data_block_size, count, threads=threads)
         if superblock:
             head = Superblock(
@@ -186,12 +178,59 @@ def format_verity(
                 hash_block_size=hash_block_size, data_blocks=count, salt=salt,
             )  # fmt: skip
             target.write(hash_offset // SECTOR, memoryview(head.encode()))
-        if parity_to is not None and cover is not None:
-            covered = _Covered(source, count, target, start=start, more=cover, block_size=data_block_size)
-            _write_parity(covered, parity_to, fec_offset, fec_roots)
-            parity_to.flush()
+        if parity is not None:
+            parity.write(source)
         target.flush()
     return root
+
+
+def _check_parity(offset: int, roots: int, data_block_size: int, hash_block_size: int) -> None:
+    validate.integer("fec_roots", roots, 2, 24, "bytes")
+    _offset("fec_offset", offset, data_block_size)
+    if data_block_size != hash_block_size:
+        raise SpecError("hash_block_size", hash_block_size, "must be the data block size for parity")
+
+
+def _check_digests(tree: Tree) -> None:
+    if tree.hash_block_size < 2 * tree.digest_size:
+        reason = f"must hold two digests of {tree.digest_size} bytes"
+        raise SpecError("hash_block_size", tree.hash_block_size, reason)
+
+
+class _Parity:
+    """Where parity goes, and what it covers: the data, and the tree's disk from the tree's start on."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        hashes: Disk,
+        target: BlockDevice,
+        fec: Disk,
+        *,
+        offset: int,
+        roots: int,
+        block_size: int,
+        data_blocks: int,
+        start: int,
+        tree_blocks: int,
+    ) -> None:
+        self._offset, self._roots, self._block_size = offset, roots, block_size
+        self._data_blocks, self._start, self._target = data_blocks, start, target
+        self._cover = _covered(hashes, target, fec, offset, block_size=block_size, start=start)
+        if self._cover < tree_blocks:
+            raise SpecError("fec_offset", offset, "lies in front of the tree's end")
+        room = offset + _region(data_blocks + self._cover, roots) * roots * block_size
+        self._device = _open(stack, fec, room=room)
+        _fits(self._device, room, "fec")
+
+    def write(self, source: BlockDevice) -> None:
+        """Write the parity of what is there now, and flush it."""
+        covered = _Covered(
+            source, self._data_blocks, self._target,
+            start=self._start, more=self._cover, block_size=self._block_size,
+        )  # fmt: skip
+        _write_parity(covered, self._device, self._offset, self._roots)
+        self._device.flush()
 
 
 def _covered(
