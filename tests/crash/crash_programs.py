@@ -273,10 +273,16 @@ PROGRAMS = {
     "replace-no-barrier": _replace(
         mount="barrier=0", sync_file=True, sync_folder=True, must=(D,), may=(I, "fs")
     ),
+    "replace-no-alloc": _replace(
+        mount="noauto_da_alloc", sync_file=False, sync_folder=False, existing=True, must=(I,), may=(D,)
+    ),
     "replace-ext2": _replace("ext2", sync_file=True, sync_folder=False, must=(D,), may=(I,)),
     "sqlite-delete-off": _sqlite("DELETE", "OFF", must=(D,), may=(I,)),
     "sqlite-delete-full": _sqlite("DELETE", "FULL", may=(D,)),
     "sqlite-delete-extra": _sqlite("DELETE", "EXTRA"),
+    "sqlite-truncate-full": _sqlite("TRUNCATE", "FULL"),
+    "sqlite-persist-full": _sqlite("PERSIST", "FULL"),
+    "sqlite-memory-full": _sqlite("MEMORY", "FULL", must=(I,), may=(D,)),
     "sqlite-wal-normal": _sqlite("WAL", "NORMAL", must=(D,)),
     "sqlite-wal-full": _sqlite("WAL", "FULL"),
     "lmdb": _lmdb(),
