@@ -15,7 +15,7 @@ from dmcore.crash.epochs import Level, Times, read_times, timeline
 from dmcore.crash.families import Families, states
 from dmcore.crash.images import ImageIds
 from dmcore.crash.log import CrashLog
-from dmcore.crash.materialise import Image, Scratch, write_image
+from dmcore.crash.materialise import Image, Scratch, read_runs, write_image
 from dmcore.crash.states import State, Tear, parse_state, units
 from dmcore.errors import FormatError, SpecError
 
@@ -405,6 +405,37 @@ def test_large_discards_take_no_room(tmp_path):
             image.show(state)
             assert image.path.stat().st_blocks * 512 <= 1 << 16, str(state)
         assert image.path.stat().st_size == 1 << 30
+
+
+def test_what_a_checker_wrote_over_is_restored_in_long_runs_and_holes_stay_holes(tmp_path):
+    """Runs longer than are read at once, of blocks that are zeros or not; the last block of the device is cut."""
+    size = 700 * 4096 + 512
+    maker = LogMaker()
+    for block in (0, 1, 255, 256, 257, 300, 511, 512, 600, 699):
+        maker.write(block * 4096, content(block, 8))
+    maker.write(700 * 4096, content(7))
+    with CrashLog(maker.save(tmp_path / "log"), size=size) as log:
+        line = timeline(log)
+        with Image(log, line, tmp_path / "image", UNIT) as image:
+            image.show(State(0, (1 << 11) - 1))
+            want, room = image.path.read_bytes(), image.path.stat().st_blocks
+            scratch = Scratch(image, tmp_path / "scratch")
+            for first, count in ((0, 701), (200, 400), (255, 2), (700, 1), (30, 1)):
+                with scratch.path.open("r+b") as file:
+                    file.seek(first * 4096)
+                    file.write((b"\xaa" * 4096 * count)[: size - first * 4096])
+                changed = list(range(first, first + count))
+                assert scratch.changed() == changed
+                read = [(at, data) for at, data in read_runs(scratch.fileno(), changed)]
+                assert (
+                    b"".join(data for _, data in read)
+                    == scratch.path.read_bytes()[first * 4096 :][: count * 4096]
+                )
+                assert [at for at, _ in read] == list(range(first * 4096, (first + count) * 4096, 256 * 4096))
+                scratch.restore()
+                assert scratch.path.read_bytes() == want
+                assert scratch.path.stat().st_blocks <= room
+            scratch.close()
 
 
 def test_random_subsets_of_one_epoch_step_by_step(tmp_path):

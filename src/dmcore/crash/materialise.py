@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +21,7 @@ from dmcore.kernel.compare import Pair
 from dmcore.kernel.files import write_all, write_zeros
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
     from dmcore.crash.log import CrashLog
     from dmcore.crash.states import State
 
-__all__ = ["Image", "Scratch", "write_image"]
+__all__ = ["Image", "Scratch", "read_runs", "write_image"]
 
 _CHUNK = 1 << 20
 _GRAIN = 4096
 _COMPARE, _PART = 1 << 18, 1 << 15
+_RUN = 256
+"""Blocks that are read and written at once."""
 
 
 class _Saved(NamedTuple):
@@ -357,14 +360,12 @@ class Scratch:
         if mine.st_size != self._image.size:
             os.ftruncate(self._fd, self._image.size)
             known = None
-        other = self._image.fileno()
-        for block in self._compare() if known is None else known:
-            offset = block * _GRAIN
-            data = os.pread(other, _GRAIN, offset)
-            if data.count(0) < len(data):
-                write_all(self._fd, data, offset)
-            else:
-                write_zeros(self._fd, offset, len(data))
+        for offset, data in read_runs(self._image.fileno(), self._compare() if known is None else known):
+            for start, stop, zero in _zero_or_not(data):
+                if zero:
+                    write_zeros(self._fd, offset + start, stop - start)
+                else:
+                    write_all(self._fd, data[start:stop], offset + start)
 
     def close(self) -> None:
         """Remove the file; a second call does nothing."""
@@ -376,6 +377,29 @@ class Scratch:
             self._fd = -1
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
+
+
+def read_runs(fd: int, blocks: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    """Yield first byte and content of ascending 4096-byte blocks, neighbours together: a call of the kernel costs more than a block."""
+    first = stop = -1
+    for block in blocks:
+        if block == stop < first + _RUN:
+            stop += 1
+            continue
+        if stop > first:
+            yield first * _GRAIN, os.pread(fd, (stop - first) * _GRAIN, first * _GRAIN)
+        first, stop = block, block + 1
+    if stop > first:
+        yield first * _GRAIN, os.pread(fd, (stop - first) * _GRAIN, first * _GRAIN)
+
+
+def _zero_or_not(data: bytes) -> Iterator[tuple[int, int, bool]]:
+    """Yield the parts of whole blocks that are all zeros, and those that are not: begin, end, and which."""
+    zeros = bytes(_GRAIN)
+    starts = range(0, len(data), _GRAIN)
+    for zero, group in groupby(starts, lambda at: data[at : at + _GRAIN] == zeros[: len(data) - at]):
+        parts = list(group)
+        yield parts[0], min(parts[-1] + _GRAIN, len(data)), zero
 
 
 def _union(one: Iterator[tuple[int, int]], other: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:

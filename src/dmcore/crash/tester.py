@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dmcore.crash.checkers import CrashState, Pipeline
 from dmcore.crash.images import block_hash
-from dmcore.crash.materialise import Image, Scratch
+from dmcore.crash.materialise import Image, Scratch, read_runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,6 +138,7 @@ class _Fingerprints:
         self._image = image
         self._masks = _by_block(masked, log.size)
         self._hashes: dict[int, int] = {}
+        self._as_before: dict[int, int] = {}
         self._value = 0
         self._over: Sequence[tuple[int, bytes]] = ()
         self._whole: dict[int, int] | None = {}
@@ -151,8 +152,12 @@ class _Fingerprints:
             self._hashes[block] = new
         value = self._value
         if scratch is not None:
-            for block in changed:
-                value ^= self._hash(scratch.fileno(), block) ^ self._known_of_image(fd, block)
+            for offset, data in read_runs(scratch.fileno(), changed):
+                for at in range(0, len(data), _BLOCK):
+                    block = (offset + at) // _BLOCK
+                    value ^= self._masked_hash(block, data[at : at + _BLOCK]) ^ self._known_of_image(
+                        fd, block
+                    )
         return value ^ self._difference(fd if scratch is None else scratch.fileno(), changed, over)
 
     def _difference(self, fd: int, changed: Sequence[int], over: Sequence[tuple[int, bytes]]) -> int:
@@ -192,8 +197,10 @@ class _Fingerprints:
         )
 
     def _known_of_image(self, fd: int, block: int) -> int:
-        value = self._hashes.get(block)
-        return self._hash(fd, block) if value is None else value
+        known = self._hashes if block in self._hashes else self._as_before
+        if block not in known:
+            known[block] = self._hash(fd, block)
+        return known[block]
 
     def _hash(self, fd: int, block: int) -> int:
         return self._masked_hash(block, os.pread(fd, _BLOCK, block * _BLOCK))
