@@ -8,9 +8,15 @@ from dmcore.target import Leg
 from dmcore.targets import Mirror
 from dmcore.targets.mirror import CoreLog, Sync
 from pytest_dm.differential.rule import Room, Rule
+from pytest_dm.differential.steps import Discard, Fail, Heal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hypothesis.strategies import DrawFn
+
+    from dmcore.target import Target
+    from pytest_dm.differential.steps import Step
 
 __all__ = ["RULE"]
 
@@ -38,6 +44,12 @@ class _Mirror(Rule):
             handle_errors=keeps,
             keep_log=keeps,
         )
+
+    def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
+        """Discard while the second leg fails."""
+        assert isinstance(target, Mirror)
+        disk = target.legs[1].dev.name
+        return ((Fail(disk, 0, 1 << 16), Discard(0, length), Heal(disk)),)
 
     def settled(self, text: str) -> bool:
         """Whether all regions are in sync, or a leg failed."""
