@@ -8,7 +8,7 @@ from dmcore.target import Leg
 from dmcore.targets import Mirror
 from dmcore.targets.mirror import CoreLog, Sync
 from pytest_dm.differential.rule import Room, Rule
-from pytest_dm.differential.steps import Discard, Fail, Heal
+from pytest_dm.differential.steps import Discard, Fail, Heal, Read, Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,10 +46,14 @@ class _Mirror(Rule):
         )
 
     def scenes(self, target: Target, length: int) -> Sequence[Sequence[Step]]:
-        """Discard while the second leg fails."""
+        """Discard while the second leg fails; read while the first one does."""
         assert isinstance(target, Mirror)
-        disk = target.legs[1].dev.name
-        return ((Fail(disk, 0, 1 << 16), Discard(0, length), Heal(disk)),)
+        first, second, *_ = (leg.dev.name for leg in target.legs)
+        whole = 0, 1 << 16
+        return (
+            (Fail(second, *whole), Discard(0, length), Heal(second)),
+            (Fail(first, *whole), Read(0, length), Status(), Heal(first)),
+        )
 
     def settled(self, text: str) -> bool:
         """Whether all regions are in sync, or a leg failed."""
