@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -235,6 +236,9 @@ def _replay(arguments: argparse.Namespace) -> int:
     except (DmError, OSError) as error:
         sys.stderr.write(f"pytest-dm: {error}\n")
         return _FAILED
+    except Exception:  # noqa: BLE001 - told whole; exit status 1 would be a finding
+        sys.stderr.write(traceback.format_exc())
+        return _FAILED
 
 
 def _filesystem(arguments: argparse.Namespace, log: CrashLog) -> AbstractContextManager[FileSystem]:
@@ -314,6 +318,10 @@ def _explore(arguments: argparse.Namespace) -> int:
         reason = f"{where}{error}"
         _save(arguments.json, failure(arguments.log, reason))
         sys.stderr.write(f"pytest-dm: {reason}\n")
+        return _FAILED
+    except Exception as error:  # noqa: BLE001 - told whole; exit status 1 would be a finding
+        sys.stderr.write(traceback.format_exc())
+        _save(arguments.json, failure(arguments.log, f"{type(error).__name__}: {error}"))
         return _FAILED
     finally:
         signal.signal(signal.SIGTERM, before)

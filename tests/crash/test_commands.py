@@ -169,6 +169,35 @@ def test_a_result_without_a_place_is_known_before_anything_is_done(tmp_path, pla
     assert not asked.exists()
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_device_too_large_for_this_machine_is_no_finding(tmp_path, workers, capsys):
+    maker = LogMaker()
+    maker.write(1 << 62, b"x" * 4096)
+    words = [
+        "explore",
+        str(maker.save(tmp_path / "log")),
+        "--quiet",
+        "--workers",
+        workers,
+        "--oracle",
+        "true",
+    ]
+    assert pytest_dm(words) == 2
+    said = capsys.readouterr().err
+    assert "Cannot allocate memory" in said or "File too large" in said
+    assert said.count("\n") == 1
+
+
+def test_a_fault_of_the_program_is_no_finding(tmp_path, monkeypatch, capsys):
+    log = two_slots(2).save(tmp_path / "log")
+    monkeypatch.setattr("dmcore.crash.explore.timeline", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr("dmcore.crash.epochs.timeline", lambda *_, **__: 1 // 0)
+    status, found = run(tmp_path, log)
+    assert (status, found["error"]) == (2, "ZeroDivisionError: integer division or modulo by zero")
+    assert pytest_dm(["replay", "e0:0", str(log)]) == 2
+    assert capsys.readouterr().err.count("ZeroDivisionError: ") == 2
+
+
 def test_a_log_in_which_nothing_is_written(tmp_path, capsys):
     log = LogMaker().save(tmp_path / "log")
     status, found = run(tmp_path, log)

@@ -98,6 +98,11 @@ def test_bugs(look, name, program, kind, words):
     assert "after mark" in text
 
 
+def test_a_correct_program_loses_files_on_a_disk_that_lies_and_on_no_other(look):
+    found, _ = look("ext4-rename.log", "rename", level="L3", max_states=12, torn=0, minimise=False)
+    assert "durability" in {finding.problem.kind for finding in found.findings}
+
+
 def test_the_lost_write_is_named(look):
     """By an oracle that is a command."""
     oracle = CommandOracle(f"{sys.executable} {ORACLE} database {{image}} {{acknowledged}}")

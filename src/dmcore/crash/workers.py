@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, NamedTuple
 
 from dmcore.crash.checkers import OracleFailed, Problem
+from dmcore.errors import DmError
 from dmcore.kernel.libc import die_with_parent
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ __all__ = ["Job", "Result", "run"]
 _ENOUGH = 0.2
 """Seconds that a batch should take: long enough to cost nothing, short enough to tell."""
 _MOST = 2048
+_BROKEN, _IMPOSSIBLE = "!", "?"
+"""What an answer begins with that ends the exploration: by a fault of this program, by one of the machine, as no space."""
 _TELL = 0.02
 """Seconds after which a worker tells what it has, while it is at a batch."""
 
@@ -200,8 +203,10 @@ class _Pool:
             yield from self._lost(worker, Problem("crash", f"the process that judged it died: {how}"))
             return
         for problem, error in answers:
-            if error.startswith("!"):
-                raise RuntimeError(error[1:])
+            if error.startswith(_BROKEN):
+                raise RuntimeError(error.removeprefix(_BROKEN))
+            if error.startswith(_IMPOSSIBLE):
+                raise DmError(error.removeprefix(_IMPOSSIBLE))
             yield Result(worker.jobs.popleft(), problem, error)
 
     def _lost(self, worker: _Worker, problem: Problem) -> Iterator[Result]:
@@ -257,7 +262,7 @@ def _serve(
     try:
         tester = make(name)
     except Exception as error:  # noqa: BLE001 - told to the parent, which raises it
-        line.send([(None, f"!{type(error).__name__}: {error}")])
+        line.send([(None, _told(error))])
         return
     try:
         while True:
@@ -279,7 +284,7 @@ def _answer(line: Connection, tester: Tester, batch: list[Job], pause: float) ->
         try:
             _, problem, error = judge(tester, job)
         except Exception as failure:
-            line.send([*answers, (None, f"!{job.state}: {type(failure).__name__}: {failure}")])
+            line.send([*answers, (None, _told(failure, f"at {job.state}: "))])
             raise SystemExit(1) from failure
         answers.append((problem, error))
         now = time.monotonic()
@@ -288,6 +293,12 @@ def _answer(line: Connection, tester: Tester, batch: list[Job], pause: float) ->
             answers, sent = [], now
     if answers:
         line.send(answers)
+
+
+def _told(error: Exception, where: str = "") -> str:
+    """Return an exception as the parent is told it."""
+    kind = _IMPOSSIBLE if isinstance(error, DmError | OSError) else _BROKEN
+    return f"{kind}{where}{type(error).__name__}: {error}"
 
 
 def _leave(_number: int, _frame: object) -> None:
