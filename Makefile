@@ -35,8 +35,10 @@ test-host: $(VENV)/.test
 	$(BIN)/python tests/tools/once_more.py tests -m "not dm" -n 3 --dist load --maxschedchunk 2
 
 # Every test that needs a kernel, on each of the three UML kernels; kinds of dm devices, four of a test at the most, are held against dmsetup before they go.
+# Scripts drawn for the models, the same each time, on the newest.
 test-kernels: $(VENV)/.test
 	PYTEST_DM_AGREE=kinds $(KERNEL_TESTS)
+	$(BIN)/python tests/tools/once_more.py tests/differential -m dm --dm-vm=uml --dm-kernel=uml-7.2 --dm-require --hypothesis-seed=1 -n 2
 	$(BIN)/pytest examples --dm-vm=uml --dm-kernel=uml-7.2 --dm-require
 
 # The same with every single device, and every test on every kernel.
@@ -65,7 +67,7 @@ support-table: $(VENV)/.test
 support-table-qemu: $(VENV)/.test
 	$(BIN)/python tests/tools/support_qemu.py $(TARGET)
 
-# Generated scripts on kernel and models, every target alone and in stacks; not part of `make test`.
+# Generated scripts on kernel and models, every target alone and in stacks, others each time; `make test` tries the same few on one kernel.
 differential: $(VENV)/.test
 	$(BIN)/pytest tests/differential -m dm --dm-vm=uml --dm-kernel=uml-6.1 --dm-kernel=uml-6.12 --dm-kernel=uml-7.2
 
