@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dmcore.crash.sparse import extents
 from dmcore.errors import DmError, FormatError, SpecError
 from dmcore.formats.log_writes import END_MARK, LogReader
 from dmcore.kernel.mount import mounts, sync_filesystem
@@ -324,25 +324,10 @@ def copy_used(source: Path, target: Path) -> None:
     """Copy what is not zero of a sparse file into another one of the same length, all zeros."""
     zeros = bytes(_BLOCK)
     with source.open("rb", buffering=0) as read, target.open("r+b", buffering=0) as written:
-        for start, end in data_ranges(read.fileno()):
+        for start, end in extents(read.fileno(), os.fstat(read.fileno()).st_size):
             for offset in range(start, end, _PIECE):
                 data = os.pread(read.fileno(), min(_PIECE, end - offset), offset)
                 for at in range(0, len(data), _BLOCK):
                     block = data[at : at + _BLOCK]
                     if block != zeros[: len(block)]:
                         os.pwrite(written.fileno(), block, offset + at)
-
-
-def data_ranges(fd: int) -> Generator[tuple[int, int]]:
-    """Yield first byte and end of each range of a file that is not a hole."""
-    size = os.fstat(fd).st_size
-    end = 0
-    while end < size:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # a hole up to the end
-                return
-            raise
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, end

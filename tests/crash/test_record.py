@@ -9,10 +9,10 @@ import threading
 
 import pytest
 
+from dmcore.crash.sparse import extents
 from dmcore.errors import DmError, SpecError
 from dmcore.formats.log_writes import BARRIER, END_MARK, LogFlag, LogReader
 from pytest_dm.crash import order
-from pytest_dm.crash.recording import data_ranges
 
 BLOCK = 4096
 SIZES = {"ext2": "16M", "ext4": "32M", "xfs": "320M", "btrfs": "128M", "f2fs": "64M"}
@@ -34,7 +34,7 @@ def content(path):
     """Return the blocks of a sparse file that are not zero, by number."""
     blocks = {}
     with path.open("rb", buffering=0) as file:
-        for start, end in data_ranges(file.fileno()):
+        for start, end in extents(file.fileno(), path.stat().st_size):
             for offset in range(start - start % BLOCK, end, BLOCK):
                 data = os.pread(file.fileno(), BLOCK, offset)
                 if any(data):
