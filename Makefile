@@ -89,7 +89,7 @@ agreement: $(VENV)/.test
 test-qemu: $(VENV)/.test
 	$(BIN)/pytest examples --ignore=examples/test_crash_programs.py tests/kernel/test_dmsetup_agrees.py tests/crash/test_order.py -m dm --dm-vm=qemu --dm-kernel=debian-6.1 --dm-kernel=debian-6.12 --dm-require --dm-timeout=280
 
-# Long: every planted bug and every correct twin with ten seeds, more generated workloads, on every kernel, or on those of KERNELS.
+# An hour and a half for each kernel: every planted bug and every correct twin with ten seeds, more generated workloads, on every kernel, or on those of KERNELS.
 KERNELS ?= uml-6.1 uml-6.12 uml-7.2
 crash-campaign: export PYTEST_DM_CRASH_SEEDS = 10
 crash-campaign: export PYTEST_DM_CRASH_EXAMPLES = 40
