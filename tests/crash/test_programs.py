@@ -56,7 +56,7 @@ CORRECT = [("rename", "rename"), ("wal", "records"), ("sqlite-delete-extra", "da
 
 @pytest.mark.parametrize(("name", "program"), CORRECT)
 def test_correct_programs(look, name, program):
-    found, report = look(f"ext4-{name}.log", program, max_states=90)
+    found, report = look(f"ext4-{name}.log", program, max_states=80)
     assert report["violations"] == report["set_apart"] == []
     assert found.checked > 60
     assert found.first > 0  # mkfs is in the log
