@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from dmcore.crash.checkers import NoFileSystem, Pipeline
 from dmcore.crash.conclude import Proof, as_found, both_orders, proof_of, prove
 from dmcore.crash.epochs import Level, timeline
 from dmcore.crash.families import Families
+from dmcore.crash.findings import Exploration, Finding, Progress
 from dmcore.crash.images import ImageIds
 from dmcore.crash.tester import Tester
 from dmcore.crash.workers import Job, run
@@ -24,7 +25,7 @@ from dmcore.errors import SpecError
 from dmcore.owner import PREFIX, Owner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from dmcore.crash.checkers import Checker, FileSystem, Oracle, Problem
     from dmcore.crash.epochs import Timeline, Times
@@ -36,116 +37,6 @@ __all__ = ["Exploration", "Finding", "Progress", "explore", "first_sound", "repl
 
 _SHARED = 16
 """Distinct states in a row that one of several machines judges: neighbours often recover to the same image."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A crash state that failed.
-
-    Attributes:
-        state: The state; `str(state)` is its id.
-        problem: What is wrong.
-        marks: How many marks had been made.
-        acknowledged: The operations they acknowledge.
-        image: Id of its image.
-    """
-
-    state: State
-    problem: Problem
-    marks: int
-    acknowledged: tuple[str, ...]
-    image: int
-
-    @property
-    def torn(self) -> bool:
-        """Whether some write is there in part only: such findings are a class of their own."""
-        return bool(self.state.torn)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far it is.
-
-    Attributes:
-        generated: States seen.
-        distinct: Distinct images among them.
-        checked: Images judged.
-        violating: Images that failed.
-        seconds: Time since the start.
-        states_left: What is left of the budget of states; None if it has none.
-        seconds_left: What is left of the time; None if it has no bound.
-        family: Family of states being looked at.
-    """
-
-    generated: int
-    distinct: int
-    checked: int
-    violating: int
-    seconds: float
-    states_left: int | None
-    seconds_left: float | None
-    family: str
-
-    def __str__(self) -> str:
-        """Say it in one line."""
-        left = [] if self.states_left is None else [f"{self.states_left} states"]
-        left += [] if self.seconds_left is None else [f"{self.seconds_left:.0f} s"]
-        return (
-            f"{self.generated} states, {self.distinct} distinct, {self.checked} checked "
-            f"({self.rate:.0f}/s), {self.violating} failing{'; left: ' + ', '.join(left) if left else ''}"
-        )
-
-    @property
-    def rate(self) -> float:
-        """Images judged per second."""
-        return self.checked / self.seconds if self.seconds > 0 else 0.0
-
-
-@dataclass(kw_only=True)
-class Exploration:
-    """What an exploration found.
-
-    Attributes:
-        timeline: The epochs, with the level they were made at.
-        seed: Of the random choices.
-        torn_size: Bytes of a sector that torn states write whole or not; 0: none were made.
-        first: Number of the first epoch looked at: where the file system begins to be there.
-        findings: States that failed, by time.
-        proofs: The smallest proof of each class of them (kind, torn or not), with words.
-        set_apart: Torn states at which the file system itself failed, where tearing was not asked for by name: many disks
-            never tear such a sector, and it is not the program's fault.
-        errors: States that could not be judged: the oracle failed.
-        generated: States made up.
-        distinct: Distinct images among them.
-        checked: Distinct images that were judged.
-        truncated: Whether states were left out for want of budget.
-        exhaustive: Whether every state of the model without torn writes was judged.
-        seconds: How long it took.
-        warnings: What is odd about the log or the run.
-        sound: Ids of the images that were found sound, with how many marks made; those of `known` too.
-    """
-
-    timeline: Timeline
-    seed: int
-    torn_size: int
-    first: int = 0
-    findings: list[Finding] = field(default_factory=list[Finding])
-    proofs: list[Proof] = field(default_factory=list[Proof])
-    set_apart: list[Finding] = field(default_factory=list[Finding])
-    errors: list[str] = field(default_factory=list[str])
-    generated: int = 0
-    distinct: int = 0
-    checked: int = 0
-    truncated: bool = False
-    exhaustive: bool = False
-    seconds: float = 0.0
-    warnings: list[str] = field(default_factory=list[str])
-    sound: dict[int, int] = field(default_factory=dict[int, int])
-
-    @property
-    def violating(self) -> int:
-        """Distinct images that failed."""
-        return len(self.findings)
 
 
 def scratch_folder() -> Path:
@@ -215,19 +106,12 @@ def explore(
     """
     line = timeline(log, level, times=times, window=window)
     torn_size = _torn_size(torn, log.sector_size)
-    if max_states is not None and max_states < 1:
-        raise SpecError("max_states", max_states, "must be at least 1")
-    if max_seconds is not None and not max_seconds > 0:
-        raise SpecError("max_seconds", max_seconds, "must be more than 0")
-    if workers is not None and workers < 0:
-        raise SpecError("workers", workers, "must be at least 0")
-    if not 0 <= share[0] < share[1]:
-        raise SpecError("share", share, "is a number from 0, and of how many")
+    _check_budget(max_states, max_seconds, workers, share)
     fs = filesystem or NoFileSystem()
     make = checker or (lambda: Pipeline(fs, oracle))
     began = time.monotonic()
-    home = Path(folder) if folder is not None else scratch_folder()
-    try:
+    count = len(os.sched_getaffinity(0)) if workers is None else workers
+    with _images(folder) as home:
         if first is None:
             first = 0 if isinstance(fs, NoFileSystem) else first_sound(log, line, fs, home)
         found = Exploration(
@@ -237,20 +121,12 @@ def explore(
         atomic = fs.atomic if torn is None else ()
         families = Families(line, torn_size, seed, max_states, first, atomic)
         run_ = _Run(
-            log,
-            found,
-            families,
-            max_seconds,
-            progress,
-            apart=torn is None,
-            stop_after=stop_after,
-            share=share,
-        )
+            log, found, families, max_seconds, progress, apart=torn is None, stop_after=stop_after, share=share,
+        )  # fmt: skip
 
         def tester(name: str) -> Tester:
             return Tester(log, line, make(), home, torn_size=torn_size, name=name)
 
-        count = len(os.sched_getaffinity(0)) if workers is None else workers
         results = run(run_.jobs(), tester, workers=count)
         try:
             run_.collect(results)
@@ -263,21 +139,38 @@ def explore(
             found.warnings.append(warning)
         if minimise:
             found.proofs, notes = prove(
-                log,
-                line,
-                found.findings,
-                make=make,
-                filesystem=fs,
-                folder=home,
-                torn_size=torn_size,
+                log, line, found.findings, make=make, filesystem=fs, folder=home, torn_size=torn_size,
                 isolated=count > 0,
-            )
+            )  # fmt: skip
             found.warnings += notes
         found.seconds = time.monotonic() - began
-        return found
+    return found
+
+
+@contextmanager
+def _images(folder: str | os.PathLike[str] | None) -> Generator[Path]:
+    """Give the folder for images: the one that is given, or one that goes at the end."""
+    if folder is not None:
+        yield Path(folder)
+        return
+    home = scratch_folder()
+    try:
+        yield home
     finally:
-        if folder is None:
-            shutil.rmtree(home, ignore_errors=True)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _check_budget(
+    max_states: int | None, max_seconds: float | None, workers: int | None, share: tuple[int, int]
+) -> None:
+    if max_states is not None and max_states < 1:
+        raise SpecError("max_states", max_states, "must be at least 1")
+    if max_seconds is not None and not max_seconds > 0:
+        raise SpecError("max_seconds", max_seconds, "must be more than 0")
+    if workers is not None and workers < 0:
+        raise SpecError("workers", workers, "must be at least 0")
+    if not 0 <= share[0] < share[1]:
+        raise SpecError("share", share, "is a number from 0, and of how many")
 
 
 def _torn_size(torn: int | None, sector_size: int) -> int:
@@ -340,8 +233,7 @@ def replay(
     """
     fs = filesystem or NoFileSystem()
     make = checker or (lambda: Pipeline(fs, oracle))
-    home = Path(folder) if folder is not None else scratch_folder()
-    try:
+    with _images(folder) as home:
         with Tester(log, line, make(), home, torn_size=torn_size) as tester:
             problem = tester.test(state)
         if problem is None:
@@ -350,9 +242,6 @@ def replay(
         finding = Finding(state, problem, marks, log.acknowledged(marks), 0)
         minimal = as_found(line, finding)
         return proof_of(log, line, finding, minimal, filesystem=fs, folder=home, torn_size=torn_size)
-    finally:
-        if folder is None:
-            shutil.rmtree(home, ignore_errors=True)
 
 
 class _Run:
