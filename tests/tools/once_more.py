@@ -1,7 +1,7 @@
 """Run pytest; if a few tests fail, run those once more, and say so loudly.
 
 A test that passes only the second time depends on timing and wants work: its name stands in the output. Many failures are
-no matter of timing and are not tried again. Usage: once_more.py PYTEST-ARGUMENTS...
+no matter of timing and are not tried again; the JUnit file is of the first run. Usage: once_more.py PYTEST-ARGUMENTS...
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ def main(arguments: list[str]) -> int:
         f"=== once more, what failed; what passes now depends on timing and wants work: {failed}", flush=True
     )
     files = sorted({test.partition("::")[0] for test in failed})
-    kept = [argument for argument in arguments if argument not in {"tests", "examples"}]
+    kept = [
+        argument
+        for argument in arguments
+        if argument not in {"tests", "examples"} and not argument.startswith("--junitxml=")
+    ]
     return subprocess.run([*pytest[:3], *files, *kept, "--lf"], check=False).returncode
 
 
