@@ -80,10 +80,10 @@ differential-campaign: $(VENV)/.test
 mutate: $(VENV)/.test
 	$(BIN)/python tests/tools/mutate.py $(TARGET)
 
-# How often kernels and models do the same, for docs/reference/agreement.md; PROFILE=ci tries ten times as many examples.
+# How often kernels and models do the same, for docs/reference/agreement.md; PROFILE=ci tries ten times as many examples, KERNELS="debian-6.1 debian-6.12" those.
 PROFILE ?= dev
 agreement: $(VENV)/.test
-	$(BIN)/pytest tests/differential -m dm --dm-profile=$(PROFILE) --dm-vm=uml $(KERNELS:%=--dm-kernel=%) --dm-timeout=3600 --junitxml=.agreement.xml
+	$(BIN)/pytest tests/differential -m dm --dm-profile=$(PROFILE) --dm-vm=auto $(KERNELS:%=--dm-kernel=%) --dm-timeout=3600 --junitxml=.agreement.xml
 	$(BIN)/python tests/tools/agreement_page.py .agreement.xml
 
 test-qemu: $(VENV)/.test

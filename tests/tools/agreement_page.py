@@ -54,6 +54,8 @@ def read(paths: Iterable[Path], data: Data) -> None:
         kernel.update(release=notes["dm_pair_kernel"], date=case.date)
         for target, counts in json.loads(notes["dm_pair_targets"]).items():
             kernel["targets"][target] = dict(Counter(kernel["targets"].get(target, {})) + Counter(counts))
+    if not fresh:
+        raise SystemExit("no test in these files names its kernel: give pytest two --dm-kernel, or make agreement two KERNELS")
     data.update(fresh)
 
 
@@ -146,7 +148,8 @@ def _order(kernel: str) -> tuple[bool, list[int]]:
 def main(arguments: list[str]) -> int:
     """Read the files, keep what they say, and write the page."""
     data: Data = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
-    read(map(Path, arguments), data)
+    if arguments:
+        read(map(Path, arguments), data)
     data = {kernel: data[kernel] for kernel in sorted(data, key=_order)}
     DATA.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(render(data), encoding="utf-8")
