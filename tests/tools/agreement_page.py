@@ -55,7 +55,9 @@ def read(paths: Iterable[Path], data: Data) -> None:
         for target, counts in json.loads(notes["dm_pair_targets"]).items():
             kernel["targets"][target] = dict(Counter(kernel["targets"].get(target, {})) + Counter(counts))
     if not fresh:
-        raise SystemExit("no test in these files names its kernel: give pytest two --dm-kernel, or make agreement two KERNELS")
+        raise SystemExit(
+            "no test in these files names its kernel: give pytest two --dm-kernel, or make agreement two KERNELS"
+        )
     data.update(fresh)
 
 
