@@ -83,6 +83,16 @@ def _told(folder, *, seen="loads:zero", target="mirror"):
     return path
 
 
+@pytest.fixture
+def agreement(tmp_path, monkeypatch):
+    """Let nothing be known of the differential tests; gives the file for what is."""
+    path = tmp_path / "agreement.json"
+    path.write_text("{}")
+    monkeypatch.setattr(support_table, "AGREEMENT", path)
+    return path
+
+
+@pytest.mark.usefixtures("agreement")
 def test_a_run_of_one_target_replaces_its_part_and_says_nothing_of_the_others(tmp_path):
     data = {}
     read(_told(tmp_path, seen="loads:zero", target="zero"), data, "zero")
@@ -99,7 +109,7 @@ def test_a_run_of_one_target_replaces_its_part_and_says_nothing_of_the_others(tm
     assert Lack("zero", "loads", "debian-6.1") not in found
 
 
-def test_what_is_missing_is_told(seen):
+def test_what_is_missing_is_told(seen, agreement):
     found = lacks(seen)
     assert Lack("ebs", "target", "uml-6.1") in found
     assert Lack("linear", "model", "uml-6.1") in found
@@ -107,6 +117,13 @@ def test_what_is_missing_is_told(seen):
     assert not any(lack.target == "ebs" and lack.what != "target" for lack in found), (
         "no need to tell the rest"
     )
+
+
+def test_what_the_differential_tests_held_against_a_kernel_has_a_model(seen, agreement):
+    agreement.write_text('{"uml-6.1": {"targets": {"linear": {"examples": 1}, "zero": {}}}}')
+    assert Lack("linear", "model", "uml-6.1") not in lacks(seen)
+    agreement.write_text('{"uml-6.1": {"targets": {"linear": {"examples": 0}}}}')
+    assert Lack("linear", "model", "uml-6.1") in lacks(seen)
 
 
 def test_a_lack_without_a_reason_is_an_error(seen, monkeypatch):
