@@ -156,7 +156,11 @@ class Raid(DmDevice):
         self._wait_quiet(deadline)
 
     def _wait_quiet(self, deadline: float) -> None:
-        """Wait until nothing goes on, and nothing is put away any more."""
+        """Wait until nothing goes on, and nothing is put away any more.
+
+        Raises:
+            DmError: That is not so at the deadline; a reshape that waits for the second load tells of itself without end.
+        """
         quiet = False
         while not quiet:
             before = self.device.info().event_nr
@@ -167,6 +171,9 @@ class Raid(DmDevice):
                 quiet = error.errno == errno.ETIMEDOUT
                 if not quiet:
                     raise
+            if not quiet and time.monotonic() > deadline:
+                message = f"{self.name} does not come to rest: {self.statuses()}"
+                raise DmError(message)
 
     def replace(self, index: int, disk: Disk | None = None) -> Flakey:
         """Put another disk, by default a fresh one, in a leg's place and begin to make its content anew.

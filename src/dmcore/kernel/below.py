@@ -60,14 +60,12 @@ def refuse_fatal(control: Control, lines: Sequence[TableLine], dev: DevT) -> Non
 def _refuse_no_dax(lines: Iterable[TableLine]) -> None:
     for line in lines:
         words = line.params.split()
-        if line.type != "writecache" or words[:1] != ["p"]:
+        if line.type != "writecache" or len(words) < 3 or words[0].lower() != "p":
             continue
-        for word in words[2:3]:
-            match = _DEVICE_WORD.fullmatch(word)
-            for dev in _device(match) if match else ():
-                if not _has_dax(dev):
-                    reason = "persistent memory needs a device with DAX, and 6.1 does not survive another; s caches on any disk"
-                    raise SpecError("cache", word, reason)
+        match = _DEVICE_WORD.fullmatch(words[2])
+        if match and not all(map(_has_dax, _device(match))):
+            reason = "persistent memory needs a device with DAX, and 6.1 does not survive another; s caches on any disk"
+            raise SpecError("cache", words[2], reason)
 
 
 def _has_dax(dev: DevT) -> bool:
